@@ -1,0 +1,83 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import PackageDescription
+
+/// Every room: Swift 6 mode (from the tools version), strict memory safety, explicit `any`, imports that say what they are for.
+let room: [SwiftSetting] = [
+    .strictMemorySafety(),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableExperimentalFeature("Lifetimes"),
+]
+
+let package = Package(
+    name: "nfqmigd",
+    products: [
+        .executable(name: "nfqmigd", targets: ["nfqmigd"]),
+        .executable(name: "nfqmigctl", targets: ["nfqmigctl"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/swhitty/FlyingFox", from: "0.27.1"),
+        .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
+        .package(url: "https://github.com/LebJe/TOMLKit", from: "0.6.0"),
+    ],
+    targets: [
+        // C, seen through one module each.
+        .systemLibrary(
+            name: "CNetfilter",
+            pkgConfig: "libnetfilter_queue libnftnl libmnl",
+            providers: [.apt(["libmnl-dev", "libnfnetlink-dev", "libnetfilter-queue-dev", "libnftnl-dev"])]),
+        .target(name: "CLinuxShims"),
+
+        // Pure rooms: they open no socket, read no clock, roll no dice.
+        .target(name: "Wire", swiftSettings: room),
+        .target(name: "Rewriter", dependencies: ["Wire"], swiftSettings: room),
+        .target(name: "Ruleset", dependencies: ["Wire"], swiftSettings: room),
+        .target(name: "Migration", dependencies: ["Wire"], swiftSettings: room),
+
+        // The rim: each room owns one kind of kernel handle.
+        .target(name: "Conntrack", dependencies: ["Wire", "CNetfilter", "CLinuxShims"], swiftSettings: room),
+        .target(name: "Spoofer", dependencies: ["Wire", "CNetfilter", "CLinuxShims"], swiftSettings: room),
+        .target(
+            name: "NFQueueBridge", dependencies: ["Wire", "Ruleset", "CNetfilter", "CLinuxShims"],
+            swiftSettings: room),
+
+        // What the daemon and its clients say to each other, and the two programs.
+        .target(name: "ControlInterface", dependencies: ["Wire"], swiftSettings: room),
+        .executableTarget(
+            name: "nfqmigd",
+            dependencies: [
+                "Wire", "Rewriter", "Ruleset", "Migration", "Conntrack", "Spoofer", "NFQueueBridge", "ControlInterface",
+                "CLinuxShims",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+                .product(name: "FlyingFox", package: "FlyingFox"),
+                .product(name: "GRDB", package: "GRDB.swift"),
+                .product(name: "TOMLKit", package: "TOMLKit"),
+            ],
+            swiftSettings: room),
+        .executableTarget(
+            name: "nfqmigctl",
+            dependencies: [
+                "Wire", "ControlInterface",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "FlyingFox", package: "FlyingFox"),
+            ],
+            swiftSettings: room),
+
+        .testTarget(name: "WireTests", dependencies: ["Wire"]),
+        .testTarget(name: "RewriterTests", dependencies: ["Rewriter", "Wire"]),
+        .testTarget(name: "RulesetTests", dependencies: ["Ruleset", "Wire"]),
+        .testTarget(name: "MigrationTests", dependencies: ["Migration", "Wire"]),
+        .testTarget(name: "ConntrackTests", dependencies: ["Conntrack", "Wire"]),
+        .testTarget(name: "SpooferTests", dependencies: ["Spoofer", "Wire"]),
+        .testTarget(name: "NFQueueBridgeTests", dependencies: ["NFQueueBridge", "Ruleset", "Wire", "CLinuxShims"]),
+        .testTarget(name: "ControlInterfaceTests", dependencies: ["ControlInterface", "Wire"]),
+        .testTarget(
+            name: "nfqmigdTests", dependencies: ["nfqmigd", "Migration", "Rewriter", "Ruleset", "ControlInterface", "Wire"]),
+    ]
+)

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//
+// The libc and kernel calls that Swift's Glibc module does not show, one function each, with the reason.
+// No logic lives here.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+/// recvmmsg(2) and struct mmsghdr are _GNU_SOURCE and so invisible to Swift. Fills `received[i]` with the length of
+/// message i. Blocks for the first message only (MSG_WAITFORONE) unless `nonblocking`. Returns the number of messages
+/// or -errno.
+int nfqmig_receive_many(int fd, struct iovec *buffers, unsigned count, unsigned *received, int nonblocking);
+
+/// pthread_setaffinity_np(3) is _GNU_SOURCE. Pins the calling thread to `cpu`. Returns 0 or -errno.
+int nfqmig_pin_thread(unsigned cpu);
+
+/// pthread_setname_np(3) is _GNU_SOURCE. Names the calling thread (15 bytes at most). Returns 0 or -errno.
+int nfqmig_name_thread(const char *name);
+
+/// mallinfo2(3) is not in Swift's overlay; the allocation tests count with it instead: the number of calls of
+/// malloc, calloc, realloc and aligned allocation made by the calling thread so far. Counted only where the test
+/// library is preloaded; -1 elsewhere.
+long nfqmig_thread_allocations(void);
+
+/// capget(2) has no libc wrapper. 1 when the process has `capability` (a CAP_ number) effective, 0 when not, -errno.
+int nfqmig_has_capability(unsigned capability);
+
+/// setns(2) is _GNU_SOURCE. Moves the calling thread into the network namespace open as `fd`. Returns 0 or -errno.
+int nfqmig_enter_network_namespace(int fd);
+
+/// unshare(CLONE_NEWNET) for the calling thread: the tests' own, empty network namespace. Returns 0 or -errno.
+int nfqmig_unshare_network(void);

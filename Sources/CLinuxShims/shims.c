@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+#define _GNU_SOURCE
+#include "CLinuxShims.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <linux/capability.h>
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { most_messages = 256 };
+
+int nfqmig_receive_many(int fd, struct iovec *buffers, unsigned count, unsigned *received, int nonblocking)
+{
+    struct mmsghdr messages[most_messages];
+    if (count > most_messages)
+        count = most_messages;
+    memset(messages, 0, count * sizeof messages[0]);
+    for (unsigned i = 0; i < count; i++) {
+        messages[i].msg_hdr.msg_iov = &buffers[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+    }
+    int n = recvmmsg(fd, messages, count, nonblocking ? MSG_DONTWAIT : MSG_WAITFORONE, NULL);
+    if (n < 0)
+        return -errno;
+    for (int i = 0; i < n; i++)
+        received[i] = messages[i].msg_len;
+    return n;
+}
+
+int nfqmig_pin_thread(unsigned cpu)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
+
+int nfqmig_name_thread(const char *name)
+{
+    return -pthread_setname_np(pthread_self(), name);
+}
+
+long nfqmig_thread_allocations(void)
+{
+    long (*counter)(void) = (long (*)(void))dlsym(RTLD_DEFAULT, "nfqmig_counted_allocations");
+    return counter ? counter() : -1;
+}
+
+int nfqmig_has_capability(unsigned capability)
+{
+    struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct data[2];
+    memset(data, 0, sizeof data);
+    if (syscall(SYS_capget, &header, data) < 0)
+        return -errno;
+    return (data[capability / 32].effective >> (capability % 32)) & 1;
+}
+
+int nfqmig_enter_network_namespace(int fd)
+{
+    return setns(fd, CLONE_NEWNET) < 0 ? -errno : 0;
+}
+
+int nfqmig_unshare_network(void)
+{
+    return unshare(CLONE_NEWNET) < 0 ? -errno : 0;
+}
