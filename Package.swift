@@ -69,15 +69,21 @@ let package = Package(
             ],
             swiftSettings: room),
 
+        // Counts the allocations of each thread of a test process, by standing in for malloc.
+        .target(name: "AllocationCounter", path: "Tests/AllocationCounter"),
         .testTarget(name: "WireTests", dependencies: ["Wire"]),
         .testTarget(name: "RewriterTests", dependencies: ["Rewriter", "Wire"]),
         .testTarget(name: "RulesetTests", dependencies: ["Ruleset", "Wire"]),
         .testTarget(name: "MigrationTests", dependencies: ["Migration", "Wire"]),
         .testTarget(name: "ConntrackTests", dependencies: ["Conntrack", "Wire"]),
         .testTarget(name: "SpooferTests", dependencies: ["Spoofer", "Wire"]),
-        .testTarget(name: "NFQueueBridgeTests", dependencies: ["NFQueueBridge", "Ruleset", "Wire", "CLinuxShims"]),
+        .testTarget(name: "NFQueueBridgeTests", dependencies: ["NFQueueBridge", "Ruleset", "Wire", "CLinuxShims", "AllocationCounter"]),
         .testTarget(name: "ControlInterfaceTests", dependencies: ["ControlInterface", "Wire"]),
         .testTarget(
-            name: "nfqmigdTests", dependencies: ["nfqmigd", "Migration", "Rewriter", "Ruleset", "ControlInterface", "Wire"]),
+            name: "nfqmigdTests",
+            dependencies: [
+                "nfqmigd", "Migration", "Rewriter", "Ruleset", "ControlInterface", "Wire", "NFQueueBridge",
+                "CLinuxShims", "AllocationCounter",
+            ]),
     ]
 )

@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include "CLinuxShims.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <linux/capability.h>
 #include <pthread.h>
@@ -42,12 +41,6 @@ int nfqmig_pin_thread(unsigned cpu)
 int nfqmig_name_thread(const char *name)
 {
     return -pthread_setname_np(pthread_self(), name);
-}
-
-long nfqmig_thread_allocations(void)
-{
-    long (*counter)(void) = (long (*)(void))dlsym(RTLD_DEFAULT, "nfqmig_counted_allocations");
-    return counter ? counter() : -1;
 }
 
 int nfqmig_has_capability(unsigned capability)

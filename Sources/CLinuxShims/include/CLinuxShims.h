@@ -20,11 +20,6 @@ int nfqmig_pin_thread(unsigned cpu);
 /// pthread_setname_np(3) is _GNU_SOURCE. Names the calling thread (15 bytes at most). Returns 0 or -errno.
 int nfqmig_name_thread(const char *name);
 
-/// mallinfo2(3) is not in Swift's overlay; the allocation tests count with it instead: the number of calls of
-/// malloc, calloc, realloc and aligned allocation made by the calling thread so far. Counted only where the test
-/// library is preloaded; -1 elsewhere.
-long nfqmig_thread_allocations(void);
-
 /// capget(2) has no libc wrapper. 1 when the process has `capability` (a CAP_ number) effective, 0 when not, -errno.
 int nfqmig_has_capability(unsigned capability);
 
