@@ -37,7 +37,7 @@ let package = Package(
         .target(name: "Wire", swiftSettings: room),
         .target(name: "Rewriter", dependencies: ["Wire"], swiftSettings: room),
         .target(name: "Ruleset", dependencies: ["Wire"], swiftSettings: room),
-        .target(name: "Migration", dependencies: ["Wire"], swiftSettings: room),
+        .target(name: "Migration", dependencies: ["Wire", "Rewriter", "Ruleset"], swiftSettings: room),
 
         // The rim: each room owns one kind of kernel handle.
         .target(name: "Conntrack", dependencies: ["Wire", "CNetfilter", "CLinuxShims"], swiftSettings: room),
@@ -48,16 +48,23 @@ let package = Package(
 
         // What the daemon and its clients say to each other, and the two programs.
         .target(name: "ControlInterface", dependencies: ["Wire"], swiftSettings: room),
-        .executableTarget(
-            name: "nfqmigd",
+        .target(
+            name: "Daemon",
             dependencies: [
                 "Wire", "Rewriter", "Ruleset", "Migration", "Conntrack", "Spoofer", "NFQueueBridge", "ControlInterface",
                 "CLinuxShims",
-                .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "FlyingFox", package: "FlyingFox"),
                 .product(name: "GRDB", package: "GRDB.swift"),
                 .product(name: "TOMLKit", package: "TOMLKit"),
+            ],
+            swiftSettings: room),
+        .executableTarget(
+            name: "nfqmigd",
+            dependencies: [
+                "Daemon", "ControlInterface",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: room),
         .executableTarget(
@@ -80,9 +87,9 @@ let package = Package(
         .testTarget(name: "NFQueueBridgeTests", dependencies: ["NFQueueBridge", "Ruleset", "Wire", "CLinuxShims", "AllocationCounter"]),
         .testTarget(name: "ControlInterfaceTests", dependencies: ["ControlInterface", "Wire"]),
         .testTarget(
-            name: "nfqmigdTests",
+            name: "DaemonTests",
             dependencies: [
-                "nfqmigd", "Migration", "Rewriter", "Ruleset", "ControlInterface", "Wire", "NFQueueBridge",
+                "Daemon", "Migration", "Rewriter", "Ruleset", "ControlInterface", "Wire", "NFQueueBridge",
                 "CLinuxShims", "AllocationCounter",
             ]),
     ]

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# The only door: everything a developer or a packager does goes through one of these.
+
+SWIFT      ?= swift
+PREFIX     ?= /usr/local
+DESTDIR    ?=
+BUILD      := .build/release
+# Release everywhere: the tests exercise, and count the allocations of, the code that is shipped. An import that
+# Package.swift does not declare is an error.
+FLAGS      := -c release --explicit-target-dependency-import-check error
+SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
+
+LIBRARIES  := libmnl-dev libnfnetlink-dev libnetfilter-queue-dev libnftnl-dev libsqlite3-dev pkg-config
+LAB        := nftables iptables iproute2 conntrack ethtool tcpdump tshark iperf3 redis-server wrk nginx-light \
+              python3 python3-scapy libcap2-bin util-linux procps curl
+
+.PHONY: help deps build test unit integration integration-full demo lint format bench clean install uninstall
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+deps: ## Install what building, testing and the demo need (Debian, Ubuntu)
+	@scripts/deps.sh $(LIBRARIES) $(LAB)
+
+build: lint-imports ## Build nfqmigd and nfqmigctl
+	$(SWIFT) build $(FLAGS)
+
+test: deps unit integration ## Run all tests: units, and the programs between network namespaces (root)
+
+unit: lint-imports ## Run the Swift tests
+	$(SUDO) $(SWIFT) test $(FLAGS)
+
+integration: build ## Run the quick integration cases (root)
+	$(SUDO) python3 integration/run.py --quick
+
+integration-full: build ## Run all integration cases in full length (root; about an hour)
+	$(SUDO) python3 integration/run.py
+
+demo: deps build ## Show four migrations under load, on this machine alone (root)
+	$(SUDO) python3 integration/demo.py
+
+lint: lint-imports ## Check formatting, imports and file lengths
+	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests
+	@scripts/lint-lengths.sh
+
+.PHONY: lint-imports
+lint-imports:
+	@scripts/lint-imports.sh
+
+format: ## Format all Swift files
+	$(SWIFT) format format --in-place --recursive --parallel Package.swift Sources Tests
+
+bench: build ## Measure migrations and the packet path (root)
+	$(SUDO) python3 integration/bench.py
+
+install: build ## Install the programs, the unit and an example configuration under PREFIX
+	install -D -m 755 $(BUILD)/nfqmigd $(DESTDIR)$(PREFIX)/sbin/nfqmigd
+	install -D -m 755 $(BUILD)/nfqmigctl $(DESTDIR)$(PREFIX)/bin/nfqmigctl
+	install -D -m 644 docs/nfqmigd.toml $(DESTDIR)/etc/nfqmigd/nfqmigd.toml.example
+	sed 's|@PREFIX@|$(PREFIX)|' docs/nfqmigd.service.in | install -D -m 644 /dev/stdin $(DESTDIR)/lib/systemd/system/nfqmigd.service
+
+uninstall: ## Remove what install has put there, configuration apart
+	rm -f $(DESTDIR)$(PREFIX)/sbin/nfqmigd $(DESTDIR)$(PREFIX)/bin/nfqmigctl $(DESTDIR)/lib/systemd/system/nfqmigd.service
+
+clean: ## Remove what the build has made
+	$(SWIFT) package clean
+	rm -rf .build

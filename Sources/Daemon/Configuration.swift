@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Foundation
+public import Migration
+internal import TOMLKit
+
+/// What an operator can set, in one TOML file; every key has a default and an unknown key is an error.
+public struct Configuration: Hashable, Sendable {
+    /// The control interface's UNIX socket.
+    public var socket = "/run/nfqmigd/control.sock"
+    /// Where the journal is kept.
+    public var stateDirectory = "/var/lib/nfqmigd"
+    /// Who carries bound connections unless a request says otherwise.
+    public var datapath = Datapath.kernel
+    /// The first NFQUEUE number, and how many queues (and threads) there are.
+    public var firstQueue: UInt16 = 0
+    public var queues: UInt16 = 2
+    /// Packets that may wait in each queue.
+    public var queueLength: UInt32 = 4096
+    /// The fwmark of our own segments and of packets we have rewritten.
+    public var mark: UInt32 = 0x6e6d_6967
+    /// Whether the to-host is asked for a TCP connection before a migration.
+    public var checkHost = true
+    /// Milliseconds that the to-host has to accept it.
+    public var checkTimeout: UInt32 = 1000
+    /// Milliseconds that an endpoint has to answer the reset handshake.
+    public var resetTimeout: UInt32 = 3000
+    public var lifetimes = MigrationMachine.Lifetimes()
+
+    public init() {}
+
+    /// Reads a configuration file.
+    public init(file path: String) throws(ConfigurationError) {
+        let text: String
+        do {
+            text = try String(contentsOfFile: path, encoding: .utf8)
+        } catch {
+            throw ConfigurationError(path: path, reason: "it cannot be read; name a readable file with --config")
+        }
+        try self.init(toml: text, path: path)
+    }
+
+    /// Reads the text of a configuration file; `path` is for error messages.
+    public init(toml text: String, path: String) throws(ConfigurationError) {
+        self.init()
+        let table: TOMLTable
+        do {
+            table = try TOMLTable(string: text)
+        } catch {
+            throw ConfigurationError(path: path, reason: "it is not TOML: \(error)")
+        }
+        for key in table.keys {
+            guard let value = table[key] else { continue }
+            try set(key, to: value.tomlValue, path: path)
+        }
+        guard Int(firstQueue) + Int(queues) <= 65_536 else {
+            throw ConfigurationError(path: path, reason: "first-queue plus queues passes 65535; lower one of them")
+        }
+    }
+
+    private mutating func set(_ key: String, to value: TOMLValue, path: String) throws(ConfigurationError) {
+        func wrong(_ wanted: String) -> ConfigurationError {
+            ConfigurationError(path: path, reason: "\(key) must be \(wanted)")
+        }
+        func number(_ range: ClosedRange<Int>) throws(ConfigurationError) -> Int {
+            guard let number = value.int, range.contains(number) else {
+                throw wrong("a whole number from \(range.lowerBound) to \(range.upperBound)")
+            }
+            return number
+        }
+        func seconds() throws(ConfigurationError) -> UInt32 { UInt32(try number(1...31_536_000)) }
+        switch key {
+        case "socket":
+            guard let text = value.string, text.hasPrefix("/"), text.utf8.count < 108 else {
+                throw wrong("an absolute path of at most 107 octets")
+            }
+            socket = text
+        case "state-directory":
+            guard let text = value.string, text.hasPrefix("/") else { throw wrong("an absolute path") }
+            stateDirectory = text
+        case "datapath":
+            guard let text = value.string, let choice = Datapath(rawValue: text) else {
+                throw wrong("\"kernel\" or \"queue\"")
+            }
+            datapath = choice
+        case "first-queue": firstQueue = UInt16(try number(0...65_535))
+        case "queues": queues = UInt16(try number(1...64))
+        case "queue-length": queueLength = UInt32(try number(64...1_048_576))
+        case "mark": mark = UInt32(try number(1...0xffff_ffff))
+        case "check-host":
+            guard let flag = value.bool else { throw wrong("true or false") }
+            checkHost = flag
+        case "check-timeout": checkTimeout = UInt32(try number(10...60_000))
+        case "reset-timeout": resetTimeout = UInt32(try number(100...60_000))
+        case "guard-proven": lifetimes.guardProven = try seconds()
+        case "guard-unproven": lifetimes.guardUnproven = try seconds()
+        case "guard-client": lifetimes.guardClient = try seconds()
+        case "passive-lifetime": lifetimes.passive = try seconds()
+        case "reconnect-timeout": lifetimes.reconnect = try seconds()
+        default:
+            throw ConfigurationError(path: path, reason: "\(key) is not a setting; docs/configuration.md lists them")
+        }
+    }
+}
+
+/// A configuration file that cannot be used.
+public struct ConfigurationError: Error, Hashable, Sendable, CustomStringConvertible {
+    public var path: String
+    public var reason: String
+
+    public var description: String { "The configuration \(path) cannot be used: \(reason)." }
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Logging
+internal import Migration
+internal import NFQueueBridge
+internal import Rewriter
+internal import Ruleset
+internal import Wire
+
+extension Coordinator {
+    /// Brings journal and kernel together and takes up what an earlier process left unfinished. The table is adopted as
+    /// it stands; what it lacks is added, what nobody knows is removed, in one transaction.
+    func start() throws {
+        let contents = try journal.load()
+        lastMigration = contents.lastMigration
+        for session in contents.sessions { sessions[session.key] = session }
+        for entry in contents.migrations where entry.stage == .switching {
+            guard let before = entry.before.session else { continue }
+            sessions[before.key] = before.isIdle ? nil : before
+            logger.notice("migration \(entry.id) was not switched for good: taken back")
+        }
+        let established = try gateway.table.establish()
+        logger.notice("table \(established), queue statement \(gateway.table.queueStatement)")
+        try reconcile(isNew: established == .created)
+        let flows = sessions.values.flatMap { session in session.flows().map { ($0.key, $0.value) } }
+        try gateway.startQueues(configuration, flows: flows)
+        for ring in gateway.rings {
+            loop.watch(ring.eventFileDescriptor) { self.drainObservations(of: ring) }
+        }
+        for entry in contents.migrations {
+            if entry.stage == .resetting { resume(entry) }
+            try journal.forgetMigration(entry.id)
+        }
+    }
+
+    private func reconcile(isNew: Bool) throws {
+        let present = Set(try gateway.table.elements())
+        for (key, session) in sessions {
+            var session = session
+            for (tuple, standing) in session.transits {
+                let element = TableElement.divert(tuple, standing.transit == .guarded ? .guard : .queue)
+                // The kernel's clock has gone on: what it no longer holds is over. A new kernel has no old connections.
+                if !present.contains(element) { session.transits[tuple] = nil }
+            }
+            if isNew { session.replies = [] }
+            if session.binding?.datapath == .queue {
+                for case .reply(let tuple) in present
+                where tuple.source == session.host && tuple.destination.address == key.client
+                    && (key.clientPort == nil || key.clientPort == tuple.destination.port)
+                {
+                    session.replies.insert(tuple)
+                }
+            }
+            try journal.write(session)
+            keep(session)
+            scheduleExpiry(of: session, since: Session(key: key))
+        }
+        var wanted: [TableElement: UInt32?] = [:]
+        for session in sessions.values {
+            let elements = session.elements()
+            gateway.adopt(Array(elements.keys))
+            wanted.merge(elements) { first, _ in first }
+        }
+        var change = TableChange()
+        change.remove = present.filter { wanted[$0] == nil }
+        change.add = wanted.filter { !present.contains($0.key) }.map { .init(element: $0.key, lifetime: $0.value) }
+        if !change.isEmpty { try gateway.table.apply(change) }
+        logger.notice(
+            "\(sessions.count) sessions; table: \(change.add.count) elements added, \(change.remove.count) removed")
+    }
+
+    /// Begins the resets of a migration anew: an earlier process had passed the point of no return.
+    private func resume(_ entry: JournaledMigration) {
+        guard let before = entry.before.session, let fromHost = Endpoint(entry.fromHost),
+            let datapath = Datapath(rawValue: entry.datapath)
+        else { return }
+        let key = before.key
+        var session = sessions[key] ?? Session(key: key)
+        // A switch whose last step is missing: the client's way is opened now.
+        let released = session
+        for (tuple, standing) in session.transits
+        where standing.transit == .frozen && tuple.destination == key.home && tuple.source.address == key.client {
+            session.transits[tuple]?.transit = .awaitingSYN
+        }
+        do {
+            try gateway.install(
+                SessionChange(from: released, to: session), undoneBy: SessionChange(from: session, to: released))
+            try openEvents()
+        } catch {
+            logger.error("migration \(entry.id) cannot be resumed: \(error)")
+            return
+        }
+        keep(session)
+        let request = MigrationRequest(
+            session: key, to: entry.to.flatMap { Endpoint($0) }, datapath: datapath, passive: entry.passive)
+        let machine = MigrationMachine(
+            id: entry.id, request: request, session: session, lifetimes: configuration.lifetimes)
+        let running = RunningMigration(machine, startedAt: EventLoop.now, wallClock: EventLoop.wallClock)
+        running.before = before
+        migrations[entry.id] = running
+        latest[key] = entry.id
+        awaitingReconnect.insert(entry.id)
+        running.note("resumed", "by a daemon that started anew")
+        let connections = entry.connections.compactMap(\.connection)
+        for connection in connections {
+            // The entry may not have been forgotten yet.
+            if let stale = try? gateway.conntrack.entry(original: connection.clientSide),
+                stale.reply.source == connection.serverSide.destination
+            {
+                _ = try? gateway.conntrack.delete(stale)
+            }
+        }
+        for effect in running.machine.resume(connections, fromHost: fromHost, at: EventLoop.now) {
+            if let event = perform(effect, of: running) { advance(running, event) }
+        }
+    }
+
+    /// Stops what runs on this thread; the kernel keeps the table.
+    func stop() {
+        closeEvents()
+        for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }
+        gateway.stopQueues()
+        for running in migrations.values { running.resumeWaiters() }
+    }
+}

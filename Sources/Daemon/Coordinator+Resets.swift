@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Conntrack
+internal import Logging
+internal import Migration
+internal import NFQueueBridge
+internal import Spoofer
+internal import Wire
+
+extension Coordinator {
+    // MARK: - Reset handshakes
+
+    /// Begins the handshakes of a migration, both ends in parallel.
+    func reset(
+        _ connections: [LocatedConnection], client: Bool, of running: RunningMigration
+    ) -> MigrationMachine.Event? {
+        var segments: [TCPSegment] = []
+        for connection in connections {
+            segments += beginHandshake(connection.serverSide, .server, connection, running)
+            if client {
+                segments += beginHandshake(connection.clientSide.reversed, .client, connection, running)
+            } else if let probe = running.machine.passiveProbe(for: connection) {
+                passives[connection.clientSide] = PassiveRelay(
+                    tuple: probe, migration: running.machine.id, isFromClient: true)
+                passives[probe.reversed] = PassiveRelay(
+                    tuple: connection.clientSide.reversed, migration: running.machine.id, isFromClient: false)
+            }
+        }
+        send(segments)
+        if !connections.isEmpty { running.note("challenged", client ? "from-host and client" : "from-host") }
+        return nil
+    }
+
+    private func beginHandshake(
+        _ tuple: FourTuple, _ kind: ResetHandshake.Order.Kind, _ connection: LocatedConnection,
+        _ running: RunningMigration
+    ) -> [TCPSegment] {
+        var policy = ResetHandshake.Policy()
+        policy.timeout = UInt64(configuration.resetTimeout) * 1_000_000
+        let order = ResetHandshake.Order(tuple: tuple, kind: kind, state: connection.phase.hint)
+        var generator = SystemRandomNumberGenerator()
+        let handshake = RunningHandshake(
+            ResetHandshake(order, policy: policy, seed: generator.next()), migration: running.machine.id,
+            connection: connection, isTowardsClient: kind == .client)
+        endHandshake(tuple.reversed)
+        handshakes[tuple.reversed] = handshake
+        return carryOut(handshake.handshake.start(at: EventLoop.now), of: handshake)
+    }
+
+    /// Takes what a handshake wants done: returns what is to be sent, reports what it has found out.
+    private func carryOut(_ actions: [ResetHandshake.Action], of running: RunningHandshake) -> [TCPSegment] {
+        var segments: [TCPSegment] = []
+        var result: MigrationMachine.ResetResult?
+        for action in actions {
+            switch action {
+            case .send(let segment): segments.append(segment)
+            case .finish(.proven): result = .proven
+            case .finish(.unproven): result = .unproven
+            case .finish(.reconnected): result = .reconnected
+            }
+        }
+        if let timer = running.timer { loop.cancel(timer) }
+        running.timer = running.handshake.deadline.map { deadline in
+            loop.schedule(at: deadline) {
+                self.send(self.carryOut(running.handshake.deadlinePassed(at: EventLoop.now), of: running))
+            }
+        }
+        if let migration = migrations[running.migration] {
+            let report = running.handshake.report
+            migration.sent[running.handshake.order.tuple] = (report.challenges, report.resets)
+            if let result { handshakeEnded(running, result, of: migration) }
+        }
+        return segments
+    }
+
+    private func handshakeEnded(
+        _ running: RunningHandshake, _ result: MigrationMachine.ResetResult, of migration: RunningMigration
+    ) {
+        let who = running.isTowardsClient ? "client" : "from-host"
+        switch result {
+        case .proven: migration.note("\(who) reset", "proven")
+        case .unproven: migration.note("\(who) silent", "its reset is unproven")
+        case .reconnected: migration.note("\(who) reconnects")
+        }
+        // A turn of the loop later: what is to be sent goes first.
+        loop.schedule(at: EventLoop.now) {
+            self.advance(
+                migration,
+                running.isTowardsClient
+                    ? .clientReset(running.connection, result) : .serverReset(running.connection, result))
+        }
+    }
+
+    func endHandshake(_ observed: FourTuple) {
+        guard let running = handshakes.removeValue(forKey: observed) else { return }
+        if let timer = running.timer { loop.cancel(timer) }
+    }
+
+    /// Sends segments in somebody's name. A host that cannot be reached is no error here: silence is an answer too.
+    func send(_ segments: [TCPSegment]) {
+        for segment in segments {
+            do {
+                try gateway.sockets.send(segment)
+            } catch {
+                logger.warning("\(error)")
+            }
+        }
+    }
+
+    // MARK: - What the queues have stopped
+
+    /// Takes the segments that the queue threads have observed.
+    func drainObservations(of ring: ObservationRing<ObservedSegment>) {
+        var segments: [ObservedSegment] = []
+        ring.drain { segments.append($0) }
+        for segment in segments { observe(segment) }
+    }
+
+    private func observe(_ segment: ObservedSegment) {
+        if segment.flags.opensConnection, let session = session(of: segment.tuple) {
+            observeOpening(segment.tuple, session)
+            return
+        }
+        if let relay = passives[segment.tuple] { showToOtherSide(segment, relay) }
+        guard let running = handshakes[segment.tuple] else { return }
+        let first = running.handshake.report.firstAnswer == nil
+        send(carryOut(running.handshake.observed(segment, at: EventLoop.now), of: running))
+        if first, running.handshake.report.firstAnswer != nil, let migration = migrations[running.migration] {
+            migration.note(
+                running.isTowardsClient ? "client answered" : "from-host answered",
+                "seq \(segment.sequence) ack \(segment.acknowledgement)")
+        }
+        shareNumbers(of: segment, with: running)
+    }
+
+    /// What one end reveals helps to challenge the other.
+    private func shareNumbers(of segment: ObservedSegment, with running: RunningHandshake) {
+        guard segment.flags.contains(.ack), !segment.flags.contains(.rst) else { return }
+        let other =
+            running.isTowardsClient ? running.connection.serverSide.reversed : running.connection.clientSide
+        handshakes[other]?.handshake.learned(
+            peerNext: segment.nextSequence, peerExpects: segment.acknowledgement)
+    }
+
+    /// A client opens its next connection: to the session's host, if the packet path let it pass.
+    private func observeOpening(_ tuple: FourTuple, _ session: Session) {
+        if let binding = session.binding, binding.datapath == .queue {
+            let reply = FourTuple(source: binding.host, destination: tuple.source)
+            if !session.replies.contains(reply) {
+                var learnt = session
+                learnt.replies.insert(reply)
+                sessions[session.key] = learnt
+                do {
+                    try journal.write(learnt)
+                } catch {
+                    logger.error("\(error)")
+                }
+            }
+        }
+        // What stood in the way of this very tuple ends, whichever migration it was of.
+        let owner = session.transits[tuple].map(\.migration) ?? latest[session.key]
+        guard let owner, let running = migrations[owner] else { return }
+        if session.transits[tuple]?.transit == .frozen { return }
+        if !running.machine.reconnected.contains(tuple) {
+            running.note("client reconnects", "from port \(tuple.source.port)")
+        }
+        advance(running, .reconnecting(tuple))
+    }
+
+    /// The session that a client's segment belongs to.
+    func session(of tuple: FourTuple) -> Session? {
+        sessions[SessionKey(client: tuple.source.address, clientPort: tuple.source.port, home: tuple.destination)]
+            ?? sessions[SessionKey(client: tuple.source.address, clientPort: nil, home: tuple.destination)]
+    }
+
+    // MARK: - Passive mode
+
+    /// Shows a stopped segment to the other side, header only: the to-host has no such connection and answers with a RST
+    /// at the client's own number, which then reaches the client in the home's name (RFC 9293 section 3.10.7.1).
+    private func showToOtherSide(_ segment: ObservedSegment, _ relay: PassiveRelay) {
+        if relay.isFromClient {
+            guard segment.flags.contains(.ack), !segment.flags.contains(.syn), !segment.flags.contains(.rst) else { return }
+        } else {
+            guard segment.flags.contains(.rst) else { return }
+        }
+        let now = EventLoop.now
+        // One answer is enough: a second one could meet the next connection.
+        guard relay.lastShown == 0 || now - relay.lastShown > 200_000_000 else { return }
+        passives[segment.tuple]?.lastShown = now
+        send([
+            TCPSegment(
+                tuple: relay.tuple, sequence: segment.sequence, acknowledgement: segment.acknowledgement,
+                flags: segment.flags.intersection([.ack, .rst]), window: segment.window)
+        ])
+        if relay.lastShown == 0, let migration = migrations[relay.migration] {
+            migration.note(relay.isFromClient ? "client spoke" : "to-host answered", "\(segment.flags)")
+        }
+    }
+
+    // MARK: - Conntrack's events
+
+    /// Listens for new connections while a migration waits for one.
+    func openEvents() throws {
+        guard events == nil else { return }
+        let subscription = try ConntrackEvents()
+        events = subscription
+        loop.watch(subscription.fileDescriptor) { self.drainEvents() }
+    }
+
+    func closeEvents() {
+        guard let subscription = events else { return }
+        loop.forget(subscription.fileDescriptor)
+        events = nil
+    }
+
+    private func drainEvents() {
+        guard let events else { return }
+        var seen: [ConntrackEvent] = []
+        do {
+            try events.drain { seen.append($0) }
+        } catch {
+            logger.warning("\(error)")
+        }
+        for event in seen {
+            switch event {
+            case .new(let entry): observeConntrack(entry)
+            case .updated(let entry): observeConntrack(entry)
+            case .destroyed, .lost: break
+            }
+        }
+    }
+
+    /// A connection that conntrack has seen: is it the next one of a session that waits?
+    private func observeConntrack(_ entry: ConnectionEntry) {
+        for id in awaitingReconnect {
+            guard let running = migrations[id] else { continue }
+            let key = running.machine.request.session
+            guard entry.original.source.address == key.client,
+                key.clientPort == nil || entry.original.source.port == key.clientPort,
+                let session = sessions[key] ?? running.machine.session as Session?
+            else { continue }
+            let original = FourTuple(source: entry.original.source, destination: key.home)
+            if let binding = session.binding {
+                guard entry.reply.source == binding.host else { continue }
+                let expected = binding.datapath == .queue ? binding.host : key.home
+                guard entry.original.destination == expected else { continue }
+            } else {
+                guard entry.original.destination == key.home else { continue }
+            }
+            if let old = running.entries[original], old.id == entry.id { continue }
+            if entry.state == .established {
+                if !running.machine.established.contains(original) {
+                    running.note("established", "\(entry.original.source) with \(entry.reply.source)")
+                }
+                advance(running, .established(original))
+            } else if !running.machine.reconnected.contains(original), entry.state == .synSent {
+                running.note("client reconnects", "from port \(original.source.port)")
+                advance(running, .reconnecting(original))
+            }
+        }
+    }
+}
+
+extension ConnectionPhase {
+    /// What the handshake has to know of the connection it is to end.
+    fileprivate var hint: ResetHandshake.Order.ConnectionState {
+        switch self {
+        case .opening: .synSent
+        case .halfOpen: .synReceived
+        case .established, .closing, .closed: .established
+        }
+    }
+}

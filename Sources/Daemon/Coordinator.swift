@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Conntrack
+internal import ControlInterface
+internal import Logging
+internal import Migration
+internal import Ruleset
+internal import Spoofer
+internal import Wire
+
+/// The control plane: one actor on the event loop's thread. It owns the sessions and the migrations, carries out what
+/// the migrations' machines say, and tells them what has happened. It decides nothing about a migration itself.
+actor Coordinator {
+    nonisolated let loop: EventLoop
+    nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
+
+    let configuration: Configuration
+    let gateway: Gateway
+    let journal: any Journal
+    let logger: Logger
+
+    /// Every session that is bound, in migration, or under guard.
+    var sessions: [SessionKey: Session] = [:]
+    var migrations: [UInt64: RunningMigration] = [:]
+    /// The latest migration of a session.
+    var latest: [SessionKey: UInt64] = [:]
+    var lastMigration: UInt64 = 0
+    /// Reset handshakes, by the four-tuple in which the victim's segments arrive.
+    var handshakes: [FourTuple: RunningHandshake] = [:]
+    /// Passive migrations, by the four-tuples that are shown to the other side.
+    var passives: [FourTuple: PassiveRelay] = [:]
+    var events: ConntrackEvents?
+    /// Migrations that wait for their client's new connection.
+    var awaitingReconnect: Set<UInt64> = []
+
+    init(configuration: Configuration, gateway: sending Gateway, journal: sending any Journal, loop: EventLoop, logger: Logger) {
+        self.configuration = configuration
+        self.gateway = gateway
+        self.journal = journal
+        self.loop = loop
+        self.logger = logger
+    }
+
+    // MARK: - Requests
+
+    /// Begins a migration. Throws a `Problem` when the request makes no sense; what the network says about it is the
+    /// migration's outcome.
+    func migrate(_ order: MigrationOrder) throws(Problem) -> MigrationReport {
+        var request: MigrationRequest
+        do {
+            request = try MigrationRequest(
+                order, defaultDatapath: configuration.datapath, checksHost: configuration.checkHost)
+        } catch {
+            throw error.problem
+        }
+        request.session.home = clientsView(of: request)
+        if let other = bindingOfOtherScope(request.session) {
+            throw MigrationFailure.otherScopeBound(request.session, existing: other).problem
+        }
+        let id = begin(request)
+        guard let running = migrations[id] else {
+            throw Problem(kind: .unknownMigration, detail: "Migration \(id) has gone.")
+        }
+        if case .failed(let failure)? = running.machine.outcome { throw failure.problem }
+        return report(running)
+    }
+
+    /// A migration's report; waits until it has an outcome, `wait` nanoseconds at most.
+    func migration(_ id: UInt64, wait: UInt64) async throws(Problem) -> MigrationReport {
+        guard let running = migrations[id] else {
+            throw Problem(kind: .unknownMigration, detail: "There is no migration \(id): list them with \"nfqmigctl sessions\".")
+        }
+        if running.machine.isFinished || wait == 0 { return report(running) }
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let waiter = Waiter(continuation)
+            running.waiters.append(waiter)
+            loop.schedule(at: EventLoop.now + wait) { waiter.resume() }
+        }
+        return report(running)
+    }
+
+    func sessionList() -> SessionList {
+        let list = sessions.values.map { session in
+            SessionSummary(
+                client: session.key.clientText, home: "\(session.key.home)", host: "\(session.host)",
+                scope: session.key.scope.rawValue, datapath: session.binding?.datapath.rawValue,
+                transits: session.transits.count, migration: latest[session.key])
+        }
+        return SessionList(sessions: list.sorted { ($0.client, $0.home) < ($1.client, $1.home) })
+    }
+
+    func migrationList() -> MigrationList {
+        MigrationList(migrations: migrations.values.sorted { $0.machine.id < $1.machine.id }.map(report))
+    }
+
+    func connectionList() throws(Problem) -> ConnectionList {
+        do {
+            let entries = try gateway.conntrack.entries()
+            return ConnectionList(
+                connections: entries.map { entry in
+                    let (home, host) = clientsView(of: entry)
+                    return ConnectionSummary(
+                        client: "\(entry.original.source)", home: "\(home)", host: "\(host)",
+                        state: entry.state?.name ?? "unknown")
+                })
+        } catch {
+            throw Problem(kind: .kernelRefused, detail: "\(error)")
+        }
+    }
+
+    func counters() -> CounterList {
+        CounterList(
+            queues: gateway.queues.enumerated().map { index, queue in
+                let counters = queue.counters
+                return QueueCounters(
+                    queue: Int(configuration.firstQueue) + index, packets: counters.packets, octets: counters.octets,
+                    accepted: counters.accepted, rewritten: counters.rewritten, dropped: counters.dropped,
+                    malformed: counters.malformed, truncated: counters.truncated, overruns: counters.overruns,
+                    verdictErrors: counters.verdictErrors)
+            })
+    }
+
+    // MARK: - A migration's steps
+
+    /// Starts a migration and runs it as far as it goes at once.
+    func begin(_ request: MigrationRequest) -> UInt64 {
+        lastMigration += 1
+        let key = request.session
+        if let previous = latest[key].flatMap({ migrations[$0] }), !previous.machine.isFinished {
+            advance(previous, .superseded)
+        }
+        let machine = MigrationMachine(
+            id: lastMigration, request: request, session: sessions[key] ?? Session(key: key),
+            lifetimes: configuration.lifetimes)
+        let running = RunningMigration(machine, startedAt: EventLoop.now, wallClock: EventLoop.wallClock)
+        migrations[lastMigration] = running
+        latest[key] = lastMigration
+        forgetOldMigrations()
+        running.note("requested")
+        logger.notice("migration requested", metadata: running.metadata)
+        advance(running, .requested)
+        return running.machine.id
+    }
+
+    /// Tells a migration what has happened and carries out what follows, until nothing more follows at once.
+    func advance(_ running: RunningMigration, _ event: MigrationMachine.Event) {
+        var pending = [event]
+        while !pending.isEmpty {
+            let event = pending.removeFirst()
+            if let session = sessions[running.machine.request.session] { running.machine.adopt(session) }
+            for effect in running.machine.handle(event, at: EventLoop.now) {
+                if let next = perform(effect, of: running) { pending.append(next) }
+            }
+        }
+        setDeadline(of: running)
+    }
+
+    private func setDeadline(of running: RunningMigration) {
+        if let timer = running.timer { loop.cancel(timer) }
+        running.timer = nil
+        guard let deadline = running.machine.deadline else { return }
+        running.timer = loop.schedule(at: deadline) { self.advance(running, .deadlinePassed) }
+    }
+
+    /// Keeps the last thousand ended migrations for those who ask.
+    private func forgetOldMigrations() {
+        guard migrations.count > 1100 else { return }
+        let ended = migrations.values.filter { $0.machine.isFinished && latest[$0.machine.request.session] != $0.machine.id }
+        for running in ended.sorted(by: { $0.machine.id < $1.machine.id }).prefix(migrations.count - 1000) {
+            migrations[running.machine.id] = nil
+        }
+    }
+
+    // MARK: - Names
+
+    /// The home as the client sees it: somebody may name the host behind a virtual address, or the present to-host.
+    private func clientsView(of request: MigrationRequest) -> Endpoint {
+        let key = request.session
+        if sessions[key] != nil { return key.home }
+        for session in sessions.values
+        where session.key.client == key.client && session.key.clientPort == key.clientPort
+            && session.binding?.host == key.home
+        {
+            return session.key.home
+        }
+        guard let entries = try? gateway.conntrack.entries(client: key.client) else { return key.home }
+        let candidates = entries.filter { key.clientPort == nil || $0.original.source.port == key.clientPort }
+        if candidates.contains(where: { $0.original.destination == key.home }) { return key.home }
+        let behind = Set(candidates.filter { $0.reply.source == key.home }.map(\.original.destination))
+        return behind.count == 1 ? behind.first ?? key.home : key.home
+    }
+
+    /// Home and host of a connection, as its client sees them.
+    private func clientsView(of entry: ConnectionEntry) -> (home: Endpoint, host: Endpoint) {
+        let reply = FourTuple(source: entry.original.destination, destination: entry.original.source)
+        if let session = sessions.values.first(where: { $0.replies.contains(reply) }) {
+            return (session.key.home, entry.reply.source)
+        }
+        return (entry.original.destination, entry.reply.source)
+    }
+
+    /// A binding of another scope that covers the same client and home.
+    private func bindingOfOtherScope(_ key: SessionKey) -> Scope? {
+        if key.clientPort != nil {
+            let wider = SessionKey(client: key.client, clientPort: nil, home: key.home)
+            return sessions[wider]?.binding == nil ? nil : .client
+        }
+        let narrower = sessions.values.contains {
+            $0.key.client == key.client && $0.key.home == key.home && $0.key.clientPort != nil && $0.binding != nil
+        }
+        return narrower ? .connection : nil
+    }
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import CLinuxShims
+internal import Foundation
+internal import Glibc
+public import Logging
+internal import NFQueueBridge
+internal import Ruleset
+
+/// The daemon as a whole: what `nfqmigd run` does, and the two commands beside it.
+public enum Daemon {
+    /// Runs in the foreground until SIGTERM or SIGINT. The kernel's table stays when it ends, so that sessions that have
+    /// moved go on.
+    public static func run(_ configuration: Configuration, logger: Logger) async throws {
+        try requireCapabilities()
+        let loop = try EventLoop()
+        let journal = try SQLiteJournal(directory: configuration.stateDirectory)
+        let gateway = try Gateway(configuration)
+        let coordinator = Coordinator(
+            configuration: configuration, gateway: gateway, journal: journal, loop: loop, logger: logger)
+        let thread = Thread { loop.run() }
+        thread.name = "control"
+        thread.start()
+        do {
+            try await coordinator.start()
+            let service = ControlService(coordinator: coordinator, path: configuration.socket, logger: logger)
+            let serving = Task { try await service.run() }
+            let signals = Signals { serving.cancel() }
+            defer { signals.cancel() }
+            do {
+                try await serving.value
+            } catch is CancellationError {
+            } catch where serving.isCancelled {
+            }
+        } catch {
+            await coordinator.stop()
+            loop.stop()
+            throw error
+        }
+        logger.notice("stopping; the table stays")
+        await coordinator.stop()
+        unlink(configuration.socket)
+        loop.stop()
+    }
+
+    /// The table as nft text.
+    public static func rulesetText(_ configuration: Configuration) -> String {
+        Ruleset(Gateway.rulesetOptions(configuration)).text()
+    }
+
+    /// Removes the table. Sessions that have moved are cut.
+    public static func removeTable(_ configuration: Configuration) throws -> Bool {
+        try requireCapabilities()
+        let table = try NetfilterTable(Gateway.rulesetOptions(configuration))
+        guard try table.exists() else { return false }
+        try table.remove()
+        return true
+    }
+
+    /// What the process may not do without.
+    private static func requireCapabilities() throws(MissingCapability) {
+        // linux/capability.h: CAP_NET_ADMIN 12, CAP_NET_RAW 13.
+        for (name, number) in [("CAP_NET_ADMIN", UInt32(12)), ("CAP_NET_RAW", UInt32(13))]
+        where nfqmig_has_capability(number) != 1 {
+            throw MissingCapability(name: name)
+        }
+    }
+}
+
+/// The process lacks a capability.
+public struct MissingCapability: Error, Hashable, Sendable, CustomStringConvertible {
+    public var name: String
+
+    public var description: String {
+        "nfqmigd needs \(name): start it as root, or give it AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW in its systemd unit."
+    }
+}
+
+/// SIGTERM and SIGINT, as a call.
+private final class Signals {
+    private let sources: [any DispatchSourceSignal]
+
+    init(_ body: @escaping @Sendable () -> Void) {
+        sources = [SIGTERM, SIGINT].map { number in
+            signal(number, SIG_IGN)
+            let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+            source.setEventHandler(handler: body)
+            source.resume()
+            return source
+        }
+    }
+
+    func cancel() { for source in sources { source.cancel() } }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Glibc
+internal import Migration
+internal import Wire
+
+/// Asks a host for a TCP connection and gives it up at once: does something listen there? A client that is sent to a
+/// host which refuses it waits seconds, not milliseconds. Confined to the event loop's thread.
+final class HostCheck {
+    private let loop: EventLoop
+    private var descriptor: Int32
+    private var timer: UInt64?
+    private var completion: ((MigrationMachine.HostCheck) -> Void)?
+
+    /// Starts asking. `completion` is called once, on the loop's thread, possibly before this returns.
+    init(
+        _ host: Endpoint, timeout: UInt64, loop: EventLoop,
+        completion: @escaping (MigrationMachine.HostCheck) -> Void
+    ) {
+        self.loop = loop
+        self.completion = completion
+        let family = host.address.family == .ipv4 ? AF_INET : AF_INET6
+        let kind = Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue | SOCK_CLOEXEC.rawValue)
+        descriptor = socket(family, kind, 0)
+        guard descriptor >= 0 else { return finish(errno) }
+        // The connection is closed with a RST: the host's application is not left with a FIN to answer.
+        var linger = linger(l_onoff: 1, l_linger: 0)
+        _ = unsafe setsockopt(descriptor, SOL_SOCKET, SO_LINGER, &linger, socklen_t(MemoryLayout<linger>.size))
+        let result = host.withSocketAddress { address, length in unsafe connect(descriptor, address, length) }
+        if result == 0 { return finish(0) }
+        guard errno == EINPROGRESS else { return finish(errno) }
+        loop.watch(descriptor, writable: true) { self.answered() }
+        timer = loop.schedule(at: EventLoop.now + timeout) { self.finish(ETIMEDOUT) }
+    }
+
+    private func answered() {
+        var error: Int32 = 0
+        var length = socklen_t(MemoryLayout<Int32>.size)
+        _ = unsafe getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &length)
+        finish(error)
+    }
+
+    private func finish(_ error: Int32) {
+        if let timer { loop.cancel(timer) }
+        timer = nil
+        if descriptor >= 0 {
+            loop.forget(descriptor)
+            close(descriptor)
+            descriptor = -1
+        }
+        let completion = completion
+        self.completion = nil
+        switch error {
+        case 0: completion?(.listening)
+        case ECONNREFUSED: completion?(.failed(reason: "connection refused"))
+        case ETIMEDOUT: completion?(.failed(reason: "no answer"))
+        default: completion?(.failed(reason: unsafe String(cString: strerror(error))))
+        }
+    }
+}
+
+extension Endpoint {
+    /// Calls `body` with this endpoint as a socket address.
+    fileprivate func withSocketAddress<Result>(
+        _ body: (UnsafePointer<sockaddr>, socklen_t) -> Result
+    ) -> Result {
+        switch address {
+        case .v4(let address):
+            var name = sockaddr_in()
+            name.sin_family = sa_family_t(AF_INET)
+            name.sin_port = port.bigEndian
+            name.sin_addr.s_addr = address.rawValue.bigEndian
+            return unsafe withUnsafePointer(to: &name) {
+                unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    unsafe body($0, socklen_t(MemoryLayout<sockaddr_in>.size))
+                }
+            }
+        case .v6:
+            var name = sockaddr_in6()
+            name.sin6_family = sa_family_t(AF_INET6)
+            name.sin6_port = port.bigEndian
+            unsafe withUnsafeMutableBytes(of: &name.sin6_addr) { unsafe $0.copyBytes(from: address.octets) }
+            return unsafe withUnsafePointer(to: &name) {
+                unsafe $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    unsafe body($0, socklen_t(MemoryLayout<sockaddr_in6>.size))
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Foundation
+internal import GRDB
+internal import Migration
+internal import Rewriter
+internal import Wire
+
+/// What outlives the daemon: sessions, and migrations that are not finished. Each step is written before its effect.
+protocol Journal: AnyObject {
+    func load() throws(JournalError) -> JournalContents
+    /// Writes a session, or forgets it when it is idle.
+    func write(_ session: Session) throws(JournalError)
+    /// Writes a migration's progress together with the session as it is to be.
+    func write(_ entry: JournaledMigration, _ session: Session) throws(JournalError)
+    func forgetMigration(_ id: UInt64) throws(JournalError)
+}
+
+struct JournalContents {
+    var sessions: [Session]
+    var migrations: [JournaledMigration]
+    /// The highest migration number ever given out.
+    var lastMigration: UInt64
+}
+
+/// A migration between its switch and its end.
+struct JournaledMigration: Codable, Hashable, Sendable {
+    enum Stage: String, Codable, Sendable {
+        /// The table may have been changed; the old connection is unharmed. To be taken back.
+        case switching
+        /// The point of no return is passed. To be brought to its end.
+        case resetting
+    }
+
+    var id: UInt64
+    var stage: Stage
+    /// The session before, as a document, for taking back.
+    var before: SessionDocument
+    var to: String?
+    var datapath: String
+    var passive: Bool
+    var fromHost: String
+    var connections: [ConnectionDocument]
+}
+
+struct ConnectionDocument: Codable, Hashable, Sendable {
+    var clientSide: [String]
+    var serverSide: [String]
+    var phase: ConnectionPhase
+}
+
+/// A session as it is written down.
+struct SessionDocument: Codable, Hashable, Sendable {
+    struct TransitDocument: Codable, Hashable, Sendable {
+        var source: String
+        var destination: String
+        var transit: String
+        var host: String
+        var lifetime: UInt32
+        var migration: UInt64
+    }
+
+    var client: String
+    var clientPort: UInt16?
+    var home: String
+    var host: String?
+    var datapath: String?
+    var transits: [TransitDocument]
+    var replies: [[String]]
+}
+
+/// The journal in SQLite, in the state directory.
+final class SQLiteJournal: Journal {
+    private let database: DatabaseQueue
+
+    /// Opens or creates the journal in `directory`.
+    init(directory: String) throws(JournalError) {
+        do {
+            try FileManager.default.createDirectory(
+                atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+            var configuration = GRDB.Configuration()
+            configuration.prepareDatabase { database in
+                try database.execute(sql: "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+            }
+            database = try DatabaseQueue(path: directory + "/journal.sqlite", configuration: configuration)
+            var migrator = DatabaseMigrator()
+            migrator.registerMigration("1") { database in
+                try database.execute(
+                    sql: """
+                        CREATE TABLE session (key TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
+                        CREATE TABLE migration (id INTEGER PRIMARY KEY, document TEXT NOT NULL);
+                        CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+                        INSERT INTO counter VALUES ('migration', 0);
+                        """)
+            }
+            try migrator.migrate(database)
+        } catch {
+            throw JournalError(path: directory, reason: "\(error)")
+        }
+    }
+
+    func load() throws(JournalError) -> JournalContents {
+        try access { database in
+            let decoder = JSONDecoder()
+            let sessions = try String.fetchAll(database, sql: "SELECT document FROM session").map {
+                try decoder.decode(SessionDocument.self, from: Data($0.utf8))
+            }
+            let migrations = try String.fetchAll(database, sql: "SELECT document FROM migration ORDER BY id").map {
+                try decoder.decode(JournaledMigration.self, from: Data($0.utf8))
+            }
+            let last = try Int64.fetchOne(database, sql: "SELECT value FROM counter WHERE name = 'migration'") ?? 0
+            return JournalContents(
+                sessions: sessions.compactMap(\.session), migrations: migrations, lastMigration: UInt64(last))
+        }
+    }
+
+    func write(_ session: Session) throws(JournalError) {
+        try access { database in try Self.put(session, into: database) }
+    }
+
+    func write(_ entry: JournaledMigration, _ session: Session) throws(JournalError) {
+        try access { database in
+            let document = String(decoding: try JSONEncoder().encode(entry), as: UTF8.self)
+            try database.execute(
+                sql: "INSERT OR REPLACE INTO migration VALUES (?, ?)", arguments: [Int64(entry.id), document])
+            try database.execute(
+                sql: "UPDATE counter SET value = MAX(value, ?) WHERE name = 'migration'", arguments: [Int64(entry.id)])
+            try Self.put(session, into: database)
+        }
+    }
+
+    func forgetMigration(_ id: UInt64) throws(JournalError) {
+        try access { database in
+            try database.execute(sql: "DELETE FROM migration WHERE id = ?", arguments: [Int64(id)])
+        }
+    }
+
+    private static func put(_ session: Session, into database: Database) throws {
+        let key = "\(session.key.original)"
+        if session.isIdle {
+            try database.execute(sql: "DELETE FROM session WHERE key = ?", arguments: [key])
+        } else {
+            let document = String(decoding: try JSONEncoder().encode(SessionDocument(session)), as: UTF8.self)
+            try database.execute(sql: "INSERT OR REPLACE INTO session VALUES (?, ?)", arguments: [key, document])
+        }
+    }
+
+    private func access<Result>(_ body: (Database) throws -> Result) throws(JournalError) -> Result {
+        do {
+            return try database.write(body)
+        } catch {
+            throw JournalError(path: database.path, reason: "\(error)")
+        }
+    }
+}
+
+/// The journal cannot be read or written.
+struct JournalError: Error, Hashable, Sendable, CustomStringConvertible {
+    var path: String
+    var reason: String
+
+    var description: String {
+        "The journal \(path) cannot be used (\(reason)): make the state directory writable, or name another."
+    }
+}
+
+extension FourTuple {
+    fileprivate var document: [String] { ["\(source)", "\(destination)"] }
+
+    fileprivate init?(document: [String]) {
+        guard document.count == 2, let source = Endpoint(document[0]), let destination = Endpoint(document[1]) else {
+            return nil
+        }
+        self.init(source: source, destination: destination)
+    }
+}
+
+extension ConnectionDocument {
+    init(_ connection: LocatedConnection) {
+        clientSide = connection.clientSide.document
+        serverSide = connection.serverSide.document
+        phase = connection.phase
+    }
+
+    var connection: LocatedConnection? {
+        guard let client = FourTuple(document: clientSide), let server = FourTuple(document: serverSide) else {
+            return nil
+        }
+        return LocatedConnection(clientSide: client, serverSide: server, phase: phase)
+    }
+}
+
+extension SessionDocument {
+    init(_ session: Session) {
+        client = "\(session.key.client)"
+        clientPort = session.key.clientPort
+        home = "\(session.key.home)"
+        host = session.binding.map { "\($0.host)" }
+        datapath = session.binding?.datapath.rawValue
+        transits = session.transits.map { tuple, standing in
+            TransitDocument(
+                source: "\(tuple.source)", destination: "\(tuple.destination)", transit: "\(standing.transit)",
+                host: "\(standing.host)", lifetime: standing.lifetime, migration: standing.migration)
+        }
+        replies = session.replies.map(\.document)
+    }
+
+    /// The session, or nil when the document is not one of ours.
+    var session: Session? {
+        guard let client = IPAddress(client), let home = Endpoint(home) else { return nil }
+        var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home))
+        if let host, let datapath {
+            guard let host = Endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
+            session.binding = Binding(host: host, datapath: datapath)
+        }
+        let names: [String: Transit] = ["frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded]
+        for entry in transits {
+            guard let tuple = FourTuple(document: [entry.source, entry.destination]), let host = Endpoint(entry.host),
+                let transit = names[entry.transit]
+            else { return nil }
+            session.transits[tuple] = StandingTransit(
+                transit: transit, host: host, lifetime: entry.lifetime, migration: entry.migration)
+        }
+        session.replies = Set(replies.compactMap { FourTuple(document: $0) })
+        return session
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import ControlInterface
+internal import Migration
+internal import Wire
+
+/// A request that cannot be understood.
+struct MalformedOrder: Error {
+    var problem: Problem
+    init(_ detail: String) { problem = Problem(kind: .malformedRequest, detail: detail) }
+}
+
+extension MigrationRequest {
+    /// Reads a controller's order.
+    init(_ order: MigrationOrder, defaultDatapath: Datapath, checksHost: Bool) throws(MalformedOrder) {
+        guard let home = Endpoint(order.from), home.port != 0 else {
+            throw MalformedOrder(
+                "\"\(order.from)\" is not an address with a port: write 192.0.2.1:80 or [2001:db8::1]:80 for --from.")
+        }
+        let client: IPAddress
+        let port: UInt16?
+        if let address = IPAddress(order.client) {
+            (client, port) = (address, nil)
+        } else if let endpoint = Endpoint(order.client), endpoint.port != 0 {
+            (client, port) = (endpoint.address, endpoint.port)
+        } else {
+            throw MalformedOrder(
+                "\"\(order.client)\" is not an address: write 192.0.2.9, 192.0.2.9:49152 or [2001:db8::9]:49152 for --client.")
+        }
+        let scope: Scope
+        if let text = order.scope {
+            guard let named = Scope(rawValue: text) else {
+                throw MalformedOrder("\"\(text)\" is not a scope: use connection or client.")
+            }
+            scope = named
+        } else {
+            scope = port == nil ? .client : .connection
+        }
+        if scope == .connection, port == nil {
+            throw MalformedOrder("Scope connection needs the client's port: write it behind the address in --client.")
+        }
+        var host: Endpoint?
+        if let text = order.to, text != "home" {
+            if let endpoint = Endpoint(text), endpoint.port != 0 {
+                host = endpoint
+            } else if let address = IPAddress(text) {
+                host = Endpoint(address: address, port: home.port)
+            } else {
+                throw MalformedOrder(
+                    "\"\(text)\" is not a host: write 192.0.2.2, 192.0.2.2:80 or [2001:db8::2]:80 for --to.")
+            }
+        }
+        var datapath = defaultDatapath
+        if let text = order.datapath {
+            guard let named = Datapath(rawValue: text) else {
+                throw MalformedOrder("\"\(text)\" is not a datapath: use kernel or queue.")
+            }
+            datapath = named
+        }
+        let key = SessionKey(client: client, clientPort: scope == .connection ? port : nil, home: home)
+        for address in [client, home.address, host?.address].compactMap({ $0 }) {
+            if !address.isUnicast { throw MalformedOrder(MigrationFailure.unusableAddress(address).description) }
+            if address.family != home.address.family {
+                throw MalformedOrder(
+                    MigrationFailure.mixedFamilies(key, host: Endpoint(address: address, port: host?.port ?? 0)).description)
+            }
+        }
+        // Home, named by its address, is home.
+        if host == home { host = nil }
+        self.init(
+            session: key, to: host, datapath: datapath, passive: order.passive ?? false, checksHost: checksHost)
+    }
+}
+
+extension SessionKey {
+    /// The client as a request names it.
+    var clientText: String {
+        clientPort.map { "\(Endpoint(address: client, port: $0))" } ?? "\(client)"
+    }
+}
+
+extension MigrationFailure {
+    /// The refusal that this failure becomes.
+    var problem: Problem {
+        let kind: ProblemKind =
+            switch self {
+            case .unknownConnection: .unknownConnection
+            case .alreadyThere: .alreadyThere
+            case .mixedFamilies, .unusableAddress: .malformedRequest
+            case .otherScopeBound: .otherScopeBound
+            case .hostNotListening: .hostNotListening
+            case .kernelRefused: .kernelRefused
+            case .superseded: .superseded
+            case .interrupted: .interrupted
+            }
+        return Problem(kind: kind, detail: description)
+    }
+}

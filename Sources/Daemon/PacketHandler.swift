@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+public import NFQueueBridge
+public import Rewriter
+public import Wire
+
+/// A change to a queue thread's flow table.
+public enum FlowChange: Sendable {
+    case set(FlowKey, FlowRule)
+    case remove(FlowKey)
+}
+
+/// Joins the packets of a queue with the rules of a flow table: what the queue threads run. Allocates nothing and takes
+/// no lock per packet; what the control plane must know goes through a ring.
+public struct PacketHandler: VerdictHandler, ~Copyable {
+    public typealias Message = FlowChange
+
+    /// The netfilter hook of postrouting (NF_INET_POST_ROUTING).
+    @usableFromInline static let postrouting: UInt8 = 4
+
+    @usableFromInline var table: FlowTable
+    @usableFromInline let observations: ObservationRing<ObservedSegment>
+    /// The mark that makes chain `learn` remember the reply's four-tuple.
+    @usableFromInline let mark: UInt32
+
+    /// A handler that knows `flows` from the start; `seed` keeps its table's hash from being guessed.
+    public init(
+        observations: ObservationRing<ObservedSegment>, mark: UInt32, seed: UInt64,
+        flows: [(key: FlowKey, rule: FlowRule)] = []
+    ) {
+        table = FlowTable(capacity: max(1024, 2 * flows.count), seed: seed)
+        for flow in flows { table.set(flow.key, flow.rule) }
+        self.observations = observations
+        self.mark = mark
+    }
+
+    @inlinable
+    public mutating func verdict(for packet: inout MutableSpan<UInt8>, _ metadata: PacketMetadata) -> Verdict {
+        let stage: Stage = metadata.hook == Self.postrouting ? .postrouting : .prerouting
+        let judgement = table.judge(
+            &packet, stage: stage, checksum: metadata.checksum, isWhole: metadata.isWhole)
+        if let observed = judgement.observed { observations.push(observed) }
+        switch judgement.ruling {
+        case .accept: return .accept
+        case .drop: return .drop
+        case .acceptRewritten:
+            return judgement.learnsReply ? .acceptRewritten(mark: mark) : .acceptRewritten
+        }
+    }
+
+    public mutating func receive(_ message: FlowChange) {
+        switch message {
+        case .set(let key, let rule): table.set(key, rule)
+        case .remove(let key): table.remove(key)
+        }
+    }
+
+    @inlinable
+    public mutating func endOfBatch() { observations.signal() }
+}

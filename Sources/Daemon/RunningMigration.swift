@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Conntrack
+internal import ControlInterface
+internal import Logging
+internal import Migration
+internal import Spoofer
+internal import Wire
+
+/// A migration with what belongs to it outside its machine: times, timers, those who wait. Confined to the coordinator.
+final class RunningMigration {
+    var machine: MigrationMachine
+    let startedAt: UInt64
+    let requestedAt: Double
+    var switchedAt: Double?
+    var finishedAt: Double?
+    var timeline: [TimelineEntry] = []
+    var timer: UInt64?
+    var waiters: [Waiter] = []
+    var hostCheck: HostCheck?
+    /// Conntrack's entries of the old connections, by client side.
+    var entries: [FourTuple: ConnectionEntry] = [:]
+    /// Challenges and RSTs sent, by the handshake's tuple.
+    var sent: [FourTuple: (challenges: Int, resets: Int)] = [:]
+    /// The session before the switch.
+    var before: Session?
+
+    init(_ machine: MigrationMachine, startedAt: UInt64, wallClock: Double) {
+        self.machine = machine
+        self.startedAt = startedAt
+        requestedAt = wallClock
+    }
+
+    /// Writes a step with its time into the timeline.
+    func note(_ step: String, _ detail: String? = nil) {
+        let milliseconds = Double(EventLoop.now - startedAt) / 1e6
+        timeline.append(TimelineEntry(at: (milliseconds * 1000).rounded() / 1000, step: step, detail: detail))
+    }
+
+    var metadata: Logger.Metadata {
+        [
+            "migration": "\(machine.id)", "client": "\(machine.request.session.clientText)",
+            "home": "\(machine.request.session.home)",
+            "to": "\(machine.request.to.map { "\($0)" } ?? "home")",
+        ]
+    }
+
+    func resumeWaiters() {
+        for waiter in waiters { waiter.resume() }
+        waiters = []
+    }
+}
+
+/// Somebody who waits for an outcome or for a time, whichever comes first.
+final class Waiter {
+    private var continuation: CheckedContinuation<Void, Never>?
+
+    init(_ continuation: CheckedContinuation<Void, Never>) { self.continuation = continuation }
+
+    func resume() {
+        continuation?.resume()
+        continuation = nil
+    }
+}
+
+/// A reset handshake on its way.
+final class RunningHandshake {
+    var handshake: ResetHandshake
+    let migration: UInt64
+    let connection: LocatedConnection
+    let isTowardsClient: Bool
+    var timer: UInt64?
+
+    init(_ handshake: ResetHandshake, migration: UInt64, connection: LocatedConnection, isTowardsClient: Bool) {
+        self.handshake = handshake
+        self.migration = migration
+        self.connection = connection
+        self.isTowardsClient = isTowardsClient
+    }
+}
+
+/// In passive mode: how a stopped segment of one side is shown to the other.
+struct PassiveRelay {
+    /// The four-tuple that the segment is given.
+    var tuple: FourTuple
+    var migration: UInt64
+    /// Whether these are the client's segments (the other side's RSTs otherwise).
+    var isFromClient: Bool
+    /// When a segment was last shown, in nanoseconds.
+    var lastShown: UInt64 = 0
+}

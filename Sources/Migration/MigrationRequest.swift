@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+public import Wire
+
+/// What a controller asks for: this session, to that host.
+public struct MigrationRequest: Hashable, Sendable {
+    public var session: SessionKey
+    /// The to-host, or nil for home.
+    public var to: Endpoint?
+    /// Who carries the session's packets afterwards. Without meaning for a migration home.
+    public var datapath: Datapath
+    /// Whether the client is left alone until it speaks.
+    public var passive: Bool
+    /// Whether the to-host is asked for a TCP connection first.
+    public var checksHost: Bool
+
+    public init(session: SessionKey, to: Endpoint?, datapath: Datapath, passive: Bool, checksHost: Bool = true) {
+        self.session = session
+        self.to = to
+        self.datapath = datapath
+        self.passive = passive
+        self.checksHost = checksHost
+    }
+}
+
+/// What is known of a TCP connection's state before it is moved (RFC 9293 section 3.3.2, as conntrack follows it).
+public enum ConnectionPhase: String, Hashable, Sendable, Codable {
+    case opening, halfOpen, established, closing, closed
+}
+
+/// A connection of the session, found in what crosses the gateway.
+public struct LocatedConnection: Hashable, Sendable {
+    /// Client → home, as on the wire on the client's side.
+    public var clientSide: FourTuple
+    /// Client → from-host, as on the wire on the servers' side: after everybody's NAT.
+    public var serverSide: FourTuple
+    public var phase: ConnectionPhase
+
+    public init(clientSide: FourTuple, serverSide: FourTuple, phase: ConnectionPhase) {
+        self.clientSide = clientSide
+        self.serverSide = serverSide
+        self.phase = phase
+    }
+}
+
+/// Why a migration did not take place. Nothing of it is left on the network.
+public enum MigrationFailure: Error, Hashable, Sendable {
+    /// No such connection crosses the gateway, and no such session is bound.
+    case unknownConnection(SessionKey)
+    /// The session is served by the to-host already.
+    case alreadyThere(SessionKey, host: Endpoint)
+    /// Client, home and to-host are not all of one address family.
+    case mixedFamilies(SessionKey, host: Endpoint)
+    /// An address that no session can have.
+    case unusableAddress(IPAddress)
+    /// A wider or narrower binding of the same client and home stands in the way.
+    case otherScopeBound(SessionKey, existing: Scope)
+    /// The to-host does not accept connections.
+    case hostNotListening(Endpoint, reason: String)
+    /// The kernel refused a change; what had been changed was taken back.
+    case kernelRefused(SessionKey, reason: String)
+    /// A newer migration of the same session took over before anything was changed.
+    case superseded(SessionKey)
+    /// The daemon stopped, or started anew, before anything was changed for good.
+    case interrupted(SessionKey)
+}
+
+extension SessionKey: CustomStringConvertible {
+    public var description: String {
+        if let clientPort {
+            "the connection \(Endpoint(address: client, port: clientPort)) to \(home)"
+        } else {
+            "the connections of \(client) to \(home)"
+        }
+    }
+}
+
+extension MigrationFailure: CustomStringConvertible {
+    public var description: String {
+        switch self {
+        case .unknownConnection(let key):
+            "Nothing is known of \(key): list what crosses this gateway with \"nfqmigctl connections\"."
+        case .alreadyThere(let key, let host):
+            "\(host) already serves \(key): name another to-host."
+        case .mixedFamilies(let key, let host):
+            "\(host) is not of the address family of \(key): name a to-host of the same family."
+        case .unusableAddress(let address):
+            "\(address) is not a unicast address: no session can have it."
+        case .otherScopeBound(let key, let existing):
+            "A binding of scope \(existing.rawValue) already covers \(key): return it home first, or migrate that one."
+        case .hostNotListening(let host, let reason):
+            "The to-host \(host) does not accept connections (\(reason)): start the service there first."
+        case .kernelRefused(let key, let reason):
+            "The kernel refused the change for \(key), which is as it was: \(reason)"
+        case .superseded(let key):
+            "A newer migration of \(key) took over: ask for that one's outcome."
+        case .interrupted(let key):
+            "The daemon stopped before anything was changed for \(key): ask again."
+        }
+    }
+}
+
+/// How a migration ended.
+public enum MigrationOutcome: Hashable, Sendable {
+    /// Done; every old connection is proven gone from the from-host.
+    case proven
+    /// Done; the from-host did not prove that it has dropped the old connection. The guard stands.
+    case unproven
+    /// Not done.
+    case failed(MigrationFailure)
+}

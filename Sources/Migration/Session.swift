@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+public import Rewriter
+public import Ruleset
+public import Wire
+
+/// Who carries the packets of a bound connection.
+public enum Datapath: String, Hashable, Sendable, Codable, CaseIterable {
+    /// The kernel's NAT; user space sees the first segments of a migration and nothing afterwards.
+    case kernel
+    /// Every packet passes user space, which rewrites addresses and ports itself.
+    case queue
+}
+
+/// How wide a binding is.
+public enum Scope: String, Hashable, Sendable, Codable, CaseIterable {
+    /// One client endpoint: exactly one connection at a time.
+    case connection
+    /// One client address, from any port: all its connections to that home, now and later.
+    case client
+}
+
+/// What names a session: this client's use of this home.
+public struct SessionKey: Hashable, Sendable {
+    /// The client's address.
+    public var client: IPAddress
+    /// The client's port, or nil for scope `client`.
+    public var clientPort: UInt16?
+    /// The endpoint that the client believes it talks to.
+    public var home: Endpoint
+
+    public init(client: IPAddress, clientPort: UInt16?, home: Endpoint) {
+        self.client = client
+        self.clientPort = clientPort
+        self.home = home
+    }
+
+    public var scope: Scope { clientPort == nil ? .client : .connection }
+
+    /// The client's endpoint; port 0 stands for any port.
+    public var clientEndpoint: Endpoint { Endpoint(address: client, port: clientPort ?? 0) }
+
+    /// Client → home, with port 0 where any port of the client is meant.
+    public var original: FourTuple { FourTuple(source: clientEndpoint, destination: home) }
+}
+
+/// The rule that says which host serves a session. A session without one is served by its home.
+public struct Binding: Hashable, Sendable {
+    public var host: Endpoint
+    public var datapath: Datapath
+
+    public init(host: Endpoint, datapath: Datapath) {
+        self.host = host
+        self.datapath = datapath
+    }
+}
+
+/// What becomes of the segments of one direction of an old connection.
+public enum Transit: Hashable, Sendable {
+    /// Stopped and observed; nothing passes.
+    case frozen
+    /// Stopped and observed until a SYN opens the next connection.
+    case awaitingSYN
+    /// Answered with a RST by the kernel, for a host that may speak again.
+    case guarded
+}
+
+/// A transit with the host it concerns and its end.
+public struct StandingTransit: Hashable, Sendable {
+    public var transit: Transit
+    /// The from-host of the migration that made it; a migration back to this host ends it.
+    public var host: Endpoint
+    /// When it ends by itself: seconds from its installation, as the kernel counts them.
+    public var lifetime: UInt32
+    /// Which installation this is: a new one of the same tuple starts its lifetime anew.
+    public var migration: UInt64
+
+    public init(transit: Transit, host: Endpoint, lifetime: UInt32, migration: UInt64) {
+        self.transit = transit
+        self.host = host
+        self.lifetime = lifetime
+        self.migration = migration
+    }
+}
+
+/// Everything the gateway holds for one session, as a value. What belongs into the kernel's table and into the queue
+/// threads' flow tables is derived from it, so that every change is the difference of two values, and undoing one is
+/// the same difference the other way round.
+public struct Session: Hashable, Sendable {
+    public let key: SessionKey
+    public var binding: Binding?
+    /// Keyed by the four-tuple that the segments carry when they arrive at the gateway.
+    public var transits: [FourTuple: StandingTransit]
+    /// Reply tuples (host → client) that the kernel has learnt for this session's rewritten connections.
+    public var replies: Set<FourTuple>
+
+    public init(key: SessionKey, binding: Binding? = nil) {
+        self.key = key
+        self.binding = binding
+        transits = [:]
+        replies = []
+    }
+
+    /// Whether nothing is left of this session: home serves it and no transit stands.
+    public var isIdle: Bool { binding == nil && transits.isEmpty && replies.isEmpty }
+
+    /// The host that serves the session now.
+    public var host: Endpoint { binding?.host ?? key.home }
+
+    /// What this session contributes to our nftables table, with each element's lifetime (nil: for ever).
+    public func elements() -> [TableElement: UInt32?] {
+        var elements: [TableElement: UInt32?] = [:]
+        for (tuple, standing) in transits {
+            switch standing.transit {
+            case .frozen, .awaitingSYN:
+                elements[.divert(tuple, .queue)] = .some(standing.lifetime)
+            case .guarded:
+                elements[.divert(tuple, .guard)] = .some(standing.lifetime)
+                elements[.guarded(tuple.reversed)] = .some(standing.lifetime)
+            }
+        }
+        for reply in replies { elements[.reply(reply)] = .some(nil) }
+        guard let binding else { return elements }
+        switch (binding.datapath, key.scope) {
+        case (.kernel, .connection): elements[.connection(key.original, host: binding.host)] = .some(nil)
+        case (.kernel, .client): elements[.client(key.client, home: key.home, host: binding.host)] = .some(nil)
+        case (.queue, .connection): elements[.divert(key.original, .queue)] = .some(nil)
+        case (.queue, .client): elements[.divertClient(client: key.client, home: key.home)] = .some(nil)
+        }
+        if binding.datapath == .queue {
+            elements[.icmpHome(key.home.address)] = .some(nil)
+            elements[.icmpPeer(key.client)] = .some(nil)
+        }
+        return elements
+    }
+
+    /// What this session contributes to the flow table of every queue thread.
+    public func flows() -> [FlowKey: FlowRule] {
+        var flows: [FlowKey: FlowRule] = [:]
+        let passage: Passage
+        if let binding, binding.datapath == .queue {
+            passage = .translateDestination(binding.host)
+            flows[FlowKey(stage: .prerouting, tuple: key.original)] = .passage(passage)
+            let reply = FourTuple(source: binding.host, destination: key.clientEndpoint)
+            flows[FlowKey(stage: .postrouting, tuple: reply)] = .passage(.translateSource(key.home))
+        } else {
+            passage = .pass
+        }
+        for (tuple, standing) in transits {
+            let flow = FlowKey(stage: .prerouting, tuple: tuple)
+            switch standing.transit {
+            case .frozen: flows[flow] = .freeze
+            case .awaitingSYN: flows[flow] = .awaitSYN(tuple.destination == key.home ? passage : .pass)
+            case .guarded: break
+            }
+        }
+        return flows
+    }
+
+    /// The from-host's transits that would stop the host `host` from serving this session.
+    public func transits(against host: Endpoint) -> [FourTuple] {
+        transits.filter { $0.key.source == host || $0.value.host == host && $0.key.source.address == host.address }
+            .map(\.key)
+    }
+}
+
+/// The difference between two states of a session, in the form the kernel table and the queue threads take it.
+public struct SessionChange: Sendable {
+    /// Elements to remove from the table, then elements to add, in one transaction.
+    public var removedElements: [TableElement] = []
+    public var addedElements: [(element: TableElement, lifetime: UInt32?)] = []
+    /// Flow rules to set before the transaction.
+    public var setFlows: [(key: FlowKey, rule: FlowRule)] = []
+    /// Flow rules to remove after it.
+    public var removedFlows: [FlowKey] = []
+
+    public init(from old: Session, to new: Session) {
+        let before = old.elements()
+        let after = new.elements()
+        // An element whose lifetime starts anew is removed and added.
+        let renewed = Set(
+            new.transits.filter { old.transits[$0.key].map { $0.migration } != $0.value.migration }.map(\.key))
+        for (element, lifetime) in before where after[element] != .some(lifetime) || element.isTransit(of: renewed) {
+            removedElements.append(element)
+        }
+        for (element, lifetime) in after where before[element] != .some(lifetime) || element.isTransit(of: renewed) {
+            addedElements.append((element, lifetime))
+        }
+        let oldFlows = old.flows()
+        let newFlows = new.flows()
+        for (key, rule) in newFlows where oldFlows[key] != rule { setFlows.append((key, rule)) }
+        for key in oldFlows.keys where newFlows[key] == nil { removedFlows.append(key) }
+    }
+
+    public var isEmpty: Bool {
+        removedElements.isEmpty && addedElements.isEmpty && setFlows.isEmpty && removedFlows.isEmpty
+    }
+}
+
+extension TableElement {
+    /// Whether this element stands for one of these transits.
+    fileprivate func isTransit(of tuples: Set<FourTuple>) -> Bool {
+        switch self {
+        case .divert(let tuple, _): tuples.contains(tuple)
+        case .guarded(let tuple): tuples.contains(tuple.reversed)
+        default: false
+        }
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import ArgumentParser
+internal import ControlInterface
+internal import Foundation
+
+/// Which session, as `migrate` and `return` name it.
+struct SessionOptions: ParsableArguments {
+    @Option(help: "The client: ADDRESS:PORT for one connection, ADDRESS for all its connections to that home.")
+    var client: String
+
+    @Option(help: "The home: the address and port that the client believes it talks to.")
+    var from: String
+
+    @Option(help: "connection or client; without it, the client's port decides.")
+    var scope: String?
+
+    @Flag(help: "Leave the client alone until it speaks.")
+    var passive = false
+}
+
+struct WaitOptions: ParsableArguments {
+    @Flag(help: "Wait for the outcome and end with its exit code.")
+    var wait = false
+
+    @Option(help: "Seconds to wait.")
+    var timeout: Double = 30
+
+    func validate() throws {
+        guard timeout > 0, timeout <= 86_400 else { throw ValidationError("--timeout takes seconds, up to 86400.") }
+    }
+}
+
+struct Migrate: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Move a session to another host, in one step.")
+    @OptionGroup var options: CommonOptions
+    @OptionGroup var session: SessionOptions
+    @OptionGroup var waiting: WaitOptions
+
+    @Option(help: "The to-host: ADDRESS[:PORT], or home. Without a port, the home's is kept.")
+    var to: String
+
+    @Option(help: "Who carries the packets afterwards: kernel or queue; without it, what the daemon is configured for.")
+    var datapath: String?
+
+    func run() async throws {
+        try await order(to: to, datapath: datapath, session, waiting, options)
+    }
+}
+
+struct Return: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Move a session home.")
+    @OptionGroup var options: CommonOptions
+    @OptionGroup var session: SessionOptions
+    @OptionGroup var waiting: WaitOptions
+
+    func run() async throws {
+        try await order(to: "home", datapath: nil, session, waiting, options)
+    }
+}
+
+struct Show: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Show a migration, step by step.")
+    @OptionGroup var options: CommonOptions
+    @OptionGroup var waiting: WaitOptions
+
+    @Argument(help: "The migration's number.")
+    var id: UInt64
+
+    func run() async throws {
+        let query = waiting.wait ? ["wait": "\(waiting.timeout)"] : [:]
+        let report: MigrationReport = try await options.client.get("/v1/migrations/\(id)", query: query)
+        try tell(report, options)
+        if waiting.wait { throw ArgumentParser.ExitCode(exitCode(of: report)) }
+    }
+}
+
+/// Asks for a migration, waits for it if asked to, and ends with its exit code.
+private func order(
+    to: String, datapath: String?, _ session: SessionOptions, _ waiting: WaitOptions, _ options: CommonOptions
+) async throws {
+    let order = MigrationOrder(
+        client: session.client, from: session.from, to: to, scope: session.scope, datapath: datapath,
+        passive: session.passive)
+    var report: MigrationReport = try await options.client.post("/v1/migrations", order)
+    if waiting.wait, report.outcome == nil {
+        report = try await options.client.get("/v1/migrations/\(report.id)", query: ["wait": "\(waiting.timeout)"])
+    }
+    try tell(report, options)
+    if let reason = report.reason { FileHandle.standardError.write(Data("nfqmigctl: \(reason)\n".utf8)) }
+    if waiting.wait { throw ArgumentParser.ExitCode(exitCode(of: report)) }
+    if let code = report.exitCode { throw ArgumentParser.ExitCode(code) }
+}
+
+private func exitCode(of report: MigrationReport) -> Int32 {
+    report.exitCode ?? ControlInterface.ExitCode.timedOut.rawValue
+}
+
+private func tell(_ report: MigrationReport, _ options: CommonOptions) throws {
+    if options.json { return try options.printJSON(report) }
+    let outcome = report.outcome ?? "under way"
+    print("migration \(report.id): \(report.client) of \(report.home), \(report.from) → \(report.to): \(outcome)")
+    for entry in report.timeline {
+        let time = String(format: "%9.3f ms", entry.at)
+        print("\(time)  \(entry.step)\(entry.detail.map { ": " + $0 } ?? "")")
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import ArgumentParser
+internal import ControlInterface
+internal import Foundation
+
+@main
+struct NFQMigCtl {
+    /// The parser's own exit code for wrong usage is 64; ours is 2, as every other command's that scripts know.
+    static func main() async {
+        do {
+            var command = try Commands.parseAsRoot()
+            if var asynchronous = command as? any AsyncParsableCommand {
+                try await asynchronous.run()
+            } else {
+                try command.run()
+            }
+        } catch let code as ArgumentParser.ExitCode {
+            Foundation.exit(code.rawValue)
+        } catch let problem as Problem {
+            fail(problem.detail, problem.exitCode)
+        } catch let error as Unreachable {
+            fail("\(error)", ControlInterface.ExitCode.unreachable.rawValue)
+        } catch {
+            let message = Commands.fullMessage(for: error)
+            if Commands.exitCode(for: error).isSuccess {
+                print(message)
+                Foundation.exit(0)
+            }
+            FileHandle.standardError.write(Data((message + "\n").utf8))
+            Foundation.exit(ControlInterface.ExitCode.usage.rawValue)
+        }
+    }
+
+    private static func fail(_ sentence: String, _ code: Int32) -> Never {
+        FileHandle.standardError.write(Data("nfqmigctl: \(sentence)\n".utf8))
+        Foundation.exit(code)
+    }
+}
+
+struct Commands: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "nfqmigctl",
+        abstract: "Speaks to nfqmigd: lists connections and sessions, and moves them.",
+        discussion: """
+            Endpoints are written 192.0.2.1:80 or [2001:db8::1]:80.
+            Exit codes: 0 done and proven; 1 failed, nothing changed; 2 usage; 3 no such connection or session; \
+            4 done, but the from-host's reset is unproven; 5 refused by policy; 6 daemon not reachable; \
+            7 time-out while waiting.
+            """,
+        subcommands: [
+            Connections.self, Sessions.self, Migrate.self, Return.self, Show.self, Counters.self,
+        ])
+}
+
+struct CommonOptions: ParsableArguments {
+    @Option(help: "The daemon's control socket.")
+    var socket = ProcessInfo.processInfo.environment["NFQMIGD_SOCKET"] ?? defaultSocketPath
+
+    @Flag(help: "Print JSON, as the control interface gives it.")
+    var json = false
+
+    var client: Client { Client(socket: socket) }
+
+    func printJSON(_ value: some Encodable) throws {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+        print(String(decoding: try encoder.encode(value), as: UTF8.self))
+    }
+}
+
+struct Connections: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "List the TCP connections that cross the gateway.")
+    @OptionGroup var options: CommonOptions
+
+    func run() async throws {
+        let list: ConnectionList = try await options.client.get("/v1/connections")
+        if options.json { return try options.printJSON(list) }
+        printTable(
+            ["CLIENT", "HOME", "HOST", "STATE"],
+            list.connections.map { [$0.client, $0.home, $0.host == $0.home ? "home" : $0.host, $0.state] })
+    }
+}
+
+struct Sessions: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "List the sessions that are bound, in migration, or under guard.")
+    @OptionGroup var options: CommonOptions
+
+    func run() async throws {
+        let list: SessionList = try await options.client.get("/v1/sessions")
+        if options.json { return try options.printJSON(list) }
+        printTable(
+            ["CLIENT", "HOME", "HOST", "SCOPE", "DATAPATH", "GUARDS", "MIGRATION"],
+            list.sessions.map {
+                [
+                    $0.client, $0.home, $0.host == $0.home ? "home" : $0.host, $0.scope, $0.datapath ?? "-",
+                    "\($0.transits)", $0.migration.map(String.init) ?? "-",
+                ]
+            })
+    }
+}
+
+struct Counters: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Show what each queue has carried.")
+    @OptionGroup var options: CommonOptions
+
+    func run() async throws {
+        let list: CounterList = try await options.client.get("/v1/counters")
+        if options.json { return try options.printJSON(list) }
+        printTable(
+            ["QUEUE", "PACKETS", "OCTETS", "ACCEPTED", "REWRITTEN", "DROPPED", "OVERRUNS"],
+            list.queues.map {
+                [
+                    "\($0.queue)", "\($0.packets)", "\($0.octets)", "\($0.accepted)", "\($0.rewritten)", "\($0.dropped)",
+                    "\($0.overruns)",
+                ]
+            })
+    }
+}
+
+/// Prints columns, each as wide as its widest cell.
+func printTable(_ header: [String], _ rows: [[String]]) {
+    let widths = header.indices.map { column in ([header] + rows).map { $0[column].count }.max() ?? 0 }
+    for row in [header] + rows {
+        let cells = row.enumerated().map { index, cell in
+            index == row.count - 1 ? cell : cell.padding(toLength: widths[index], withPad: " ", startingAt: 0)
+        }
+        print(cells.joined(separator: "  "))
+    }
+}

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import Migration
+import Rewriter
+import Ruleset
+import Testing
+import Wire
+
+/// One client, one home, two hosts of the documentation ranges.
+private enum Cast {
+    static let client = endpoint("192.0.2.9:40000")
+    static let home = endpoint("198.51.100.1:80")
+    static let b = endpoint("198.51.100.2:8080")
+    static let d = endpoint("198.51.100.3:80")
+
+    static func endpoint(_ text: String) -> Endpoint {
+        Endpoint(text) ?? Endpoint(address: .v4(IPv4Address(rawValue: 0)), port: 0)
+    }
+
+    static func key(_ scope: Scope) -> SessionKey {
+        SessionKey(client: client.address, clientPort: scope == .connection ? client.port : nil, home: home)
+    }
+
+    static let connection = LocatedConnection(
+        clientSide: FourTuple(source: client, destination: home),
+        serverSide: FourTuple(source: client, destination: home), phase: .established)
+
+    static func request(
+        to: Endpoint?, scope: Scope = .connection, datapath: Datapath = .kernel, passive: Bool = false
+    ) -> MigrationRequest {
+        MigrationRequest(session: key(scope), to: to, datapath: datapath, passive: passive)
+    }
+}
+
+/// Runs a machine as the daemon does, answering what it asks, and remembers what it wanted.
+private struct Driver {
+    var machine: MigrationMachine
+    var found: [LocatedConnection] = [Cast.connection]
+    var check: MigrationMachine.HostCheck = .listening
+    var installSucceeds = true
+    var effects: [String] = []
+    var changes: [SessionChange] = []
+    var now: UInt64 = 1_000_000_000
+
+    init(_ request: MigrationRequest, session: Session? = nil) {
+        machine = MigrationMachine(
+            id: 1, request: request, session: session ?? Session(key: request.session),
+            lifetimes: MigrationMachine.Lifetimes())
+    }
+
+    mutating func tell(_ event: MigrationMachine.Event) {
+        var events = [event]
+        while !events.isEmpty {
+            for effect in machine.handle(events.removeFirst(), at: now) {
+                switch effect {
+                case .locate:
+                    effects.append("locate")
+                    events.append(.located(found))
+                case .check(let host):
+                    effects.append("check \(host)")
+                    events.append(.checked(check))
+                case .install(let from, let to):
+                    effects.append("install")
+                    changes.append(SessionChange(from: from, to: to))
+                    if changes.count == 1 {
+                        events.append(installSucceeds ? .installed : .installFailed(reason: "no"))
+                        if !installSucceeds { machine.adopt(from) }
+                    }
+                case .forget:
+                    effects.append("forget")
+                    events.append(.forgotten)
+                case .reset(_, let client): effects.append(client ? "reset both" : "reset from-host")
+                case .leaveClientAlone: effects.append("leave client alone")
+                case .finish(let outcome): effects.append("finish \(outcome)")
+                }
+            }
+        }
+    }
+}
+
+@Suite struct MigrationMachineTests {
+    @Test func `the steps come in the order that cannot leak`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.tell(.requested)
+        #expect(
+            driver.effects == ["locate", "check \(Cast.b)", "install", "forget", "install", "reset both"])
+        #expect(driver.machine.isSwitched)
+        #expect(!driver.machine.isFinished)
+    }
+
+    @Test func `a connection that nobody knows is refused and nothing is installed`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.found = []
+        driver.tell(.requested)
+        #expect(driver.machine.outcome == .failed(.unknownConnection(Cast.key(.connection))))
+        #expect(driver.changes.isEmpty)
+    }
+
+    @Test func `a host that does not listen is refused and nothing is installed`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.check = .failed(reason: "connection refused")
+        driver.tell(.requested)
+        #expect(driver.machine.outcome == .failed(.hostNotListening(Cast.b, reason: "connection refused")))
+        #expect(driver.changes.isEmpty)
+    }
+
+    @Test func `the present host is refused as to-host`() {
+        var driver = Driver(Cast.request(to: Cast.home))
+        driver.tell(.requested)
+        #expect(driver.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.home)))
+        var bound = Session(key: Cast.key(.connection))
+        bound.binding = Binding(host: Cast.b, datapath: .kernel)
+        var again = Driver(Cast.request(to: Cast.b), session: bound)
+        again.tell(.requested)
+        #expect(again.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.b)))
+    }
+
+    @Test func `a session at home cannot return home`() {
+        var driver = Driver(Cast.request(to: nil))
+        driver.tell(.requested)
+        #expect(driver.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.home)))
+    }
+
+    @Test func `what the kernel refuses is taken back`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.installSucceeds = false
+        driver.tell(.requested)
+        #expect(driver.machine.session == Session(key: Cast.key(.connection)))
+        #expect(!driver.machine.isSwitched)
+        #expect(!driver.effects.contains("forget"))
+    }
+
+    @Test func `a migration is proven when both ends are reset and the client is back`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.tell(.requested)
+        driver.tell(.serverReset(Cast.connection, .proven))
+        #expect(!driver.machine.isFinished)
+        driver.tell(.clientReset(Cast.connection, .proven))
+        #expect(!driver.machine.isFinished)
+        #expect(driver.machine.deadline != nil)
+        driver.tell(.established(Cast.connection.clientSide))
+        #expect(driver.machine.outcome == .proven)
+    }
+
+    @Test func `a client that does not come back is waited for once, then reported without`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.tell(.requested)
+        driver.tell(.serverReset(Cast.connection, .proven))
+        driver.tell(.clientReset(Cast.connection, .proven))
+        driver.tell(.deadlinePassed)
+        #expect(driver.machine.outcome == .proven)
+        #expect(driver.machine.deadline == nil)
+    }
+
+    @Test func `a silent from-host leaves the outcome unproven and the kernel on guard`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.tell(.requested)
+        driver.tell(.clientReset(Cast.connection, .proven))
+        driver.tell(.serverReset(Cast.connection, .unproven))
+        driver.tell(.established(Cast.connection.clientSide))
+        #expect(driver.machine.outcome == .unproven)
+        let fromHost = Cast.connection.serverSide.reversed
+        #expect(driver.machine.session.transits[fromHost]?.transit == .guarded)
+        #expect(driver.machine.session.transits[fromHost]?.lifetime == 86_400)
+        #expect(driver.machine.session.elements()[.divert(fromHost, .guard)] == .some(.some(86_400)))
+        #expect(driver.machine.session.elements()[.guarded(fromHost.reversed)] == .some(.some(86_400)))
+    }
+
+    @Test func `the client's SYN opens its way and ends what is sent to it`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.tell(.requested)
+        #expect(driver.machine.session.transits[Cast.connection.clientSide]?.transit == .awaitingSYN)
+        driver.tell(.reconnecting(Cast.connection.clientSide))
+        #expect(driver.effects.contains("leave client alone"))
+        #expect(driver.machine.session.transits[Cast.connection.clientSide] == nil)
+        #expect(driver.machine.clientResult(Cast.connection) == .reconnected)
+    }
+
+    @Test func `a SYN from another port leaves the old port's transit standing`() {
+        var driver = Driver(Cast.request(to: Cast.b, scope: .client))
+        driver.tell(.requested)
+        var other = Cast.connection.clientSide
+        other.source.port = 40001
+        driver.tell(.reconnecting(other))
+        #expect(driver.machine.session.transits[Cast.connection.clientSide] != nil)
+        #expect(!driver.effects.contains("leave client alone"))
+    }
+
+    @Test func `passive mode sends nothing to the client and does not wait for it`() {
+        var driver = Driver(Cast.request(to: Cast.b, passive: true))
+        driver.tell(.requested)
+        #expect(driver.effects.last == "reset from-host")
+        let probe = FourTuple(source: Cast.client, destination: Cast.b)
+        #expect(driver.machine.passiveProbe(for: Cast.connection) == probe)
+        #expect(driver.machine.session.transits[probe.reversed]?.transit == .awaitingSYN)
+        driver.tell(.serverReset(Cast.connection, .proven))
+        #expect(driver.machine.outcome == .proven)
+    }
+
+    @Test func `a newer migration takes over only before the switch`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        _ = driver.machine.handle(.requested, at: 0)
+        _ = driver.machine.handle(.superseded, at: 0)
+        #expect(driver.machine.outcome == .failed(.superseded(Cast.key(.connection))))
+        var switched = Driver(Cast.request(to: Cast.b))
+        switched.tell(.requested)
+        switched.tell(.superseded)
+        #expect(switched.machine.outcome == .failed(.superseded(Cast.key(.connection))))
+        #expect(!switched.machine.session.transits.isEmpty)
+    }
+
+    @Test func `on the way home the guard against home falls in the same change`() throws {
+        var out = Driver(Cast.request(to: Cast.b))
+        out.tell(.requested)
+        out.tell(.serverReset(Cast.connection, .proven))
+        out.tell(.reconnecting(Cast.connection.clientSide))
+        out.tell(.established(Cast.connection.clientSide))
+        let guardedHome = Cast.connection.serverSide.reversed
+        #expect(out.machine.session.transits[guardedHome]?.transit == .guarded)
+        var back = Driver(Cast.request(to: nil), session: out.machine.session)
+        back.found = [
+            LocatedConnection(
+                clientSide: Cast.connection.clientSide,
+                serverSide: FourTuple(source: Cast.client, destination: Cast.b), phase: .established)
+        ]
+        back.tell(.requested)
+        let change = try #require(back.changes.first)
+        #expect(change.removedElements.contains(.divert(guardedHome, .guard)))
+        #expect(change.removedElements.contains(.connection(Cast.connection.clientSide, host: Cast.b)))
+        #expect(back.machine.session.binding == nil)
+    }
+
+    @Test func `an undone change is the same change the other way round`() {
+        for datapath in Datapath.allCases {
+            for scope in Scope.allCases {
+                var driver = Driver(Cast.request(to: Cast.b, scope: scope, datapath: datapath))
+                let before = driver.machine.session
+                driver.tell(.requested)
+                let after = driver.machine.session
+                let done = SessionChange(from: before, to: after)
+                let undone = SessionChange(from: after, to: before)
+                #expect(Set(done.addedElements.map(\.element)) == Set(undone.removedElements))
+                #expect(Set(done.setFlows.map(\.key)) == Set(undone.removedFlows))
+                #expect(undone.addedElements.isEmpty && undone.setFlows.isEmpty)
+            }
+        }
+    }
+
+    @Test func `the queue datapath's binding outlives its transit on the same four-tuple`() {
+        var driver = Driver(Cast.request(to: Cast.b, datapath: .queue))
+        driver.tell(.requested)
+        let original = Cast.connection.clientSide
+        #expect(driver.machine.session.elements()[.divert(original, .queue)] == .some(.none))
+        let flow = FlowKey(stage: .prerouting, tuple: original)
+        #expect(driver.machine.session.flows()[flow] == .awaitSYN(.translateDestination(Cast.b)))
+        driver.tell(.reconnecting(original))
+        #expect(driver.machine.session.elements()[.divert(original, .queue)] == .some(.none))
+        #expect(driver.machine.session.flows()[flow] == .passage(.translateDestination(Cast.b)))
+        let reply = FlowKey(stage: .postrouting, tuple: FourTuple(source: Cast.b, destination: Cast.client))
+        #expect(driver.machine.session.flows()[reply] == .passage(.translateSource(Cast.home)))
+    }
+}
