@@ -4,8 +4,10 @@
 
 Commands are JSON lines on stdin, events JSON lines on stdout; `t` is CLOCK_MONOTONIC in seconds.
 
-    {"do": "open", "id": …, "mode": "rr|idle|bulk|tick", "to": address, "port": …, "sport": 0|port, "think": ms,
-     "rate": octets/s, "reconnect": true}
+    {"do": "open", "id": …, "mode": "rr|idle|bulk|tick|ask", "to": address, "port": …, "sport": 0|port, "think": ms,
+     "rate": octets/s, "reconnect": true, "request": text}
+                                 ask: send `request` to a server that is not ours and whose answer ends with its
+                                 name, one capital letter, and a line feed (Redis, HTTP)
     {"do": "cycle", "id": …}     drop the connection (with a RST) and connect again: the floor of every migration
     {"do": "ping", "id": …}      on an idle session: send one octet, expect it back
     {"do": "close", "id": …}     {"do": "quit"}
@@ -13,7 +15,8 @@ Commands are JSON lines on stdin, events JSON lines on stdout; `t` is CLOCK_MONO
 
     up       the first byte of a connection, the server's name, came: server, sport, lost (seconds since the last byte
              of the connection before it), took (seconds since that connection was given up)
-    answer   rr: the first answer on a connection: server, blackout (milliseconds since the last answer before it)
+    answer   rr, ask: the first answer on a connection: server, last (when the last one before it came), blackout (ms
+             between the two)
     down     the connection broke: error (an errno's name, or EOF)
     refused  connect() was refused       failed   connect() failed otherwise
     corrupt  data that nobody sent
@@ -23,6 +26,7 @@ import errno
 import heapq
 import json
 import os
+import re
 import select
 import socket
 import sys
@@ -30,6 +34,7 @@ import time
 
 from server import CHUNK, GREETING, REQUEST, pattern
 
+NAMED = re.compile(rb"([A-Z])\r?\n$")
 LETTER = {"rr": b"r", "idle": b"i", "bulk": b"b", "tick": b"t"}
 RETRY = 0.01  # seconds, after a refusal or while the source port is still taken
 
@@ -47,6 +52,7 @@ class Session:
         self.to, self.port, self.sport = order["to"], order["port"], order.get("sport", 0)
         self.think, self.rate = order.get("think", 2) / 1e3, order.get("rate", 0)
         self.reconnect = order.get("reconnect", True)
+        self.request = order.get("request", "").encode()
         self.socket, self.state, self.due = None, "waiting", None
         self.server = self.last = self.last_answer = self.given_up = None
         self.connections = self.answers = self.total = self.pongs = 0
@@ -79,7 +85,7 @@ class Session:
                     return self.broke(number)
                 self.state = "greeting"
                 self.connections += 1
-                self.socket.send(GREETING.pack(LETTER[self.mode], self.number()))
+                self.socket.send(self.request or GREETING.pack(LETTER[self.mode], self.number()))
                 self.interest()
             if events & ~select.EPOLLOUT:
                 self.read()
@@ -98,8 +104,14 @@ class Session:
         now = time.monotonic()
         if not data:
             return self.broke(None)
+        if self.mode == "ask":
+            self.buffer += data
+            name = NAMED.search(self.buffer)
+            if not name:
+                return
+            data = name.group(1) + self.buffer if self.state == "greeting" else self.buffer
         if self.state == "greeting":
-            self.state, self.server = "up", data[:1].decode("latin-1")
+            self.state, self.server, self.answered = "up", data[:1].decode("latin-1"), 0
             self.local = self.socket.getsockname()[1]
             say(event="up", id=self.id, t=now, server=self.server, sport=self.local,
                 lost=self.last and now - self.last, took=self.given_up and now - self.given_up)
@@ -111,6 +123,8 @@ class Session:
         if self.mode in ("bulk", "tick"):
             if bytes(pattern(self.received, len(data))) != data:
                 say(event="corrupt", id=self.id, t=now, offset=self.received)
+        elif self.mode == "ask":
+            self.answered_now(now)
         elif self.mode == "rr":
             self.answer(data, now)
         elif data.strip(b"p"):
@@ -126,10 +140,13 @@ class Session:
             return
         if self.buffer != self.server.encode() + self.pending[1:]:
             say(event="corrupt", id=self.id, t=now, offset=self.received)
+        self.answered_now(now)
+
+    def answered_now(self, now):
         silence = now - self.last_answer if self.last_answer else 0
         self.gap = max(self.gap, silence)
         if not self.answered:
-            say(event="answer", id=self.id, t=now, server=self.server, blackout=silence * 1e3)
+            say(event="answer", id=self.id, t=now, server=self.server, last=self.last_answer, blackout=silence * 1e3)
         self.last_answer, self.pending, self.buffer = now, None, b""
         self.answered += 1
         self.answers += 1
@@ -138,11 +155,12 @@ class Session:
 
     def write(self):
         if self.mode == "rr" and self.pending is None and self.due is None:
-            if not self.asked:
-                self.answered = 0
             self.asked += 1
             self.pending = b"?" + self.asked.to_bytes(8, "big") + bytes(REQUEST - 9)
             self.socket.send(self.pending)
+        elif self.mode == "ask" and self.pending is None and self.due is None:
+            self.pending = self.request
+            self.socket.send(self.request)
         elif self.mode == "bulk" and self.due is None:
             count = self.socket.send(pattern(self.sent, CHUNK if not self.rate else 16384))
             self.sent += count

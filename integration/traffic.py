@@ -131,7 +131,7 @@ class Client(Lines):
             now = self.stats()[name]
             if now["connections"] != before["connections"]:
                 before = now
-            elif mode == "rr" and now["answers"] > before["answers"] + 1:
+            elif mode in ("rr", "ask") and now["answers"] > before["answers"] + 1:
                 return True
             elif mode == "tick" and now["received"] > before["received"]:
                 return True

@@ -47,17 +47,3 @@ extension Daemon {
         return findings
     }
 }
-
-/// The choice of datapath on a command line.
-public enum DatapathChoice: String, Sendable, CaseIterable {
-    case kernel, queue
-}
-
-extension Configuration {
-    public mutating func choose(_ choice: DatapathChoice) {
-        switch choice {
-        case .kernel: datapath = .kernel
-        case .queue: datapath = .queue
-        }
-    }
-}

@@ -58,6 +58,13 @@ public struct Configuration: Hashable, Sendable {
         }
     }
 
+    /// Chooses a datapath by its name; false when there is none of that name.
+    public mutating func setDatapath(named name: String) -> Bool {
+        guard let choice = Datapath(rawValue: name) else { return false }
+        datapath = choice
+        return true
+    }
+
     private mutating func set(_ key: String, to value: TOMLValue, path: String) throws(ConfigurationError) {
         func wrong(_ wanted: String) -> ConfigurationError {
             ConfigurationError(path: path, reason: "\(key) must be \(wanted)")

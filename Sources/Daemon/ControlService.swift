@@ -21,7 +21,7 @@ struct ControlService {
         } catch {
             throw SystemError(operation: .controlSocket, errno: EACCES, path: path)
         }
-        unlink(path)
+        unsafe unlink(path)
         // Only root, and the group that the administrator gives the socket to.
         let mask = umask(0o117)
         let server = HTTPServer(address: .unix(path: path), logger: .disabled)

@@ -4,6 +4,7 @@ internal import Conntrack
 internal import ControlInterface
 internal import Logging
 internal import Migration
+internal import NFQueueBridge
 internal import Ruleset
 internal import Spoofer
 internal import Wire
@@ -12,7 +13,7 @@ internal import Wire
 /// the migrations' machines say, and tells them what has happened. It decides nothing about a migration itself.
 actor Coordinator {
     nonisolated let loop: EventLoop
-    nonisolated var unownedExecutor: UnownedSerialExecutor { loop.asUnownedSerialExecutor() }
+    nonisolated var unownedExecutor: UnownedSerialExecutor { unsafe loop.asUnownedSerialExecutor() }
 
     let configuration: Configuration
     let gateway: Gateway

@@ -39,7 +39,7 @@ public enum Daemon {
         }
         logger.notice("stopping; the table stays")
         await coordinator.stop()
-        unlink(configuration.socket)
+        unsafe unlink(configuration.socket)
         loop.stop()
     }
 

@@ -3,21 +3,21 @@
 internal import Glibc
 internal import Synchronization
 
-/// One thread that waits for file descriptors and deadlines (epoll), and the executor of the actor that lives on it.
+/// One thread that waits for file descriptors and deadlines (poll), and the executor of the actor that lives on it.
 ///
 /// Handlers and timers run on the loop's thread and so inside that actor, whose state they may use; they are to be set
 /// from there only. What they do must not block longer than a netlink round trip.
 final class EventLoop: SerialExecutor, @unchecked Sendable {
     /// Jobs that other threads want run here.
     private let jobs = Mutex<[UnownedJob]>([])
-    private let wakeUp: Int32
-    private let poll: Int32
+    /// A pipe: a byte written to its second end wakes the loop.
+    private let wakeUp: (read: Int32, write: Int32)
     private let stopping = Atomic<Bool>(false)
     /// The loop's own thread; written before the first job can run.
     private let thread = Mutex<pthread_t?>(nil)
 
     // Used on the loop's thread only.
-    private var handlers: [Int32: () -> Void] = [:]
+    private var handlers: [Int32: (interest: Int16, body: () -> Void)] = [:]
     private var timers: [Timer] = []
     private var nextTimer: UInt64 = 1
 
@@ -28,14 +28,18 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
     }
 
     init() throws(SystemError) {
-        poll = epoll_create1(Int32(EPOLL_CLOEXEC.rawValue))
-        guard poll >= 0 else { throw SystemError(operation: .eventLoop, errno: errno) }
-        wakeUp = eventfd(0, Int32(EFD_CLOEXEC.rawValue | EFD_NONBLOCK.rawValue))
-        guard wakeUp >= 0 else { throw SystemError(operation: .eventLoop, errno: errno) }
-        var event = epoll_event(events: EPOLLIN.rawValue, data: epoll_data_t(fd: wakeUp))
-        guard unsafe epoll_ctl(poll, EPOLL_CTL_ADD, wakeUp, &event) == 0 else {
-            throw SystemError(operation: .eventLoop, errno: errno)
+        var ends: [Int32] = [-1, -1]
+        guard unsafe pipe(&ends) == 0 else { throw SystemError(operation: .eventLoop, errno: errno) }
+        for end in ends {
+            _ = fcntl(end, F_SETFL, O_NONBLOCK)
+            _ = fcntl(end, F_SETFD, FD_CLOEXEC)
         }
+        wakeUp = (ends[0], ends[1])
+    }
+
+    deinit {
+        close(wakeUp.read)
+        close(wakeUp.write)
     }
 
     /// Nanoseconds of CLOCK_MONOTONIC.
@@ -67,26 +71,23 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
     func isIsolatingCurrentContext() -> Bool? { isOnLoop }
 
     private var isOnLoop: Bool {
-        thread.withLock { $0.map { unsafe pthread_equal($0, pthread_self()) != 0 } ?? false }
+        thread.withLock { $0.map { pthread_equal($0, pthread_self()) != 0 } ?? false }
     }
 
     private func wake() {
-        _ = unsafe eventfd_write(wakeUp, 1)
+        var byte: UInt8 = 1
+        _ = unsafe write(wakeUp.write, &byte, 1)
     }
 
     // MARK: - On the loop's thread
 
-    /// Calls `body` whenever `fileDescriptor` can be read, until `forget`.
+    /// Calls `body` whenever `fileDescriptor` can be read (or written), until `forget`.
     func watch(_ fileDescriptor: Int32, writable: Bool = false, _ body: @escaping () -> Void) {
-        handlers[fileDescriptor] = body
-        let interest = writable ? EPOLLOUT.rawValue : EPOLLIN.rawValue
-        var event = epoll_event(events: interest, data: epoll_data_t(fd: fileDescriptor))
-        _ = unsafe epoll_ctl(poll, EPOLL_CTL_ADD, fileDescriptor, &event)
+        handlers[fileDescriptor] = (Int16(writable ? POLLOUT : POLLIN), body)
     }
 
     func forget(_ fileDescriptor: Int32) {
         handlers[fileDescriptor] = nil
-        _ = unsafe epoll_ctl(poll, EPOLL_CTL_DEL, fileDescriptor, nil)
     }
 
     /// Calls `body` once at `deadline` (nanoseconds of CLOCK_MONOTONIC). Returns a number for `cancel`.
@@ -106,27 +107,26 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
     /// Runs on the calling thread until `stop`.
     func run() {
         thread.withLock { $0 = pthread_self() }
-        var events = [epoll_event](repeating: epoll_event(), count: 32)
+        var watched: [pollfd] = []
         while !stopping.load(ordering: .acquiring) {
-            let timeout = millisecondsToNextTimer()
-            let count = unsafe events.withUnsafeMutableBufferPointer { buffer in
-                unsafe epoll_wait(poll, buffer.baseAddress, Int32(buffer.count), timeout)
+            watched.removeAll(keepingCapacity: true)
+            watched.append(pollfd(fd: wakeUp.read, events: Int16(POLLIN), revents: 0))
+            for (descriptor, handler) in handlers {
+                watched.append(pollfd(fd: descriptor, events: handler.interest, revents: 0))
             }
-            if count > 0 {
-                for event in events.prefix(Int(count)) {
-                    let ready = unsafe event.data.fd
-                    if ready == wakeUp {
-                        var value: eventfd_t = 0
-                        _ = unsafe eventfd_read(wakeUp, &value)
-                    } else {
-                        handlers[ready]?()
-                    }
-                }
+            if unsafe poll(&watched, nfds_t(watched.count), millisecondsToNextTimer()) > 0 {
+                if watched[0].revents != 0 { drainWakeUp() }
+                for entry in watched.dropFirst() where entry.revents != 0 { handlers[entry.fd]?.body() }
             }
             runJobs()
             fireTimers()
         }
         runJobs()
+    }
+
+    private func drainWakeUp() {
+        var bytes: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+        while unsafe read(wakeUp.read, &bytes, 32) > 0 {}
     }
 
     /// Ends `run`; from any thread.

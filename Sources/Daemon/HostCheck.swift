@@ -22,13 +22,18 @@ final class HostCheck {
         let family = host.address.family == .ipv4 ? AF_INET : AF_INET6
         let kind = Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue | SOCK_CLOEXEC.rawValue)
         descriptor = socket(family, kind, 0)
-        guard descriptor >= 0 else { return finish(errno) }
+        guard descriptor >= 0 else {
+            finish(errno)
+            return
+        }
         // The connection is closed with a RST: the host's application is not left with a FIN to answer.
         var linger = linger(l_onoff: 1, l_linger: 0)
         _ = unsafe setsockopt(descriptor, SOL_SOCKET, SO_LINGER, &linger, socklen_t(MemoryLayout<linger>.size))
-        let result = host.withSocketAddress { address, length in unsafe connect(descriptor, address, length) }
-        if result == 0 { return finish(0) }
-        guard errno == EINPROGRESS else { return finish(errno) }
+        let result = unsafe host.withSocketAddress { address, length in unsafe connect(descriptor, address, length) }
+        guard result != 0, errno == EINPROGRESS else {
+            finish(result == 0 ? 0 : errno)
+            return
+        }
         loop.watch(descriptor, writable: true) { self.answered() }
         timer = loop.schedule(at: EventLoop.now + timeout) { self.finish(ETIMEDOUT) }
     }

@@ -2,12 +2,12 @@
 
 internal import Foundation
 internal import GRDB
-internal import Migration
+package import Migration
 internal import Rewriter
 internal import Wire
 
 /// What outlives the daemon: sessions, and migrations that are not finished. Each step is written before its effect.
-protocol Journal: AnyObject {
+package protocol Journal: AnyObject {
     func load() throws(JournalError) -> JournalContents
     /// Writes a session, or forgets it when it is idle.
     func write(_ session: Session) throws(JournalError)
@@ -16,41 +16,41 @@ protocol Journal: AnyObject {
     func forgetMigration(_ id: UInt64) throws(JournalError)
 }
 
-struct JournalContents {
-    var sessions: [Session]
-    var migrations: [JournaledMigration]
+package struct JournalContents {
+    package var sessions: [Session]
+    package var migrations: [JournaledMigration]
     /// The highest migration number ever given out.
-    var lastMigration: UInt64
+    package var lastMigration: UInt64
 }
 
 /// A migration between its switch and its end.
-struct JournaledMigration: Codable, Hashable, Sendable {
-    enum Stage: String, Codable, Sendable {
+package struct JournaledMigration: Codable, Hashable, Sendable {
+    package enum Stage: String, Codable, Sendable {
         /// The table may have been changed; the old connection is unharmed. To be taken back.
         case switching
         /// The point of no return is passed. To be brought to its end.
         case resetting
     }
 
-    var id: UInt64
+    package var id: UInt64
     var stage: Stage
     /// The session before, as a document, for taking back.
-    var before: SessionDocument
-    var to: String?
-    var datapath: String
+    package var before: SessionDocument
+    package var to: String?
+    package var datapath: String
     var passive: Bool
-    var fromHost: String
-    var connections: [ConnectionDocument]
+    package var fromHost: String
+    package var connections: [ConnectionDocument]
 }
 
-struct ConnectionDocument: Codable, Hashable, Sendable {
+package struct ConnectionDocument: Codable, Hashable, Sendable {
     var clientSide: [String]
     var serverSide: [String]
     var phase: ConnectionPhase
 }
 
 /// A session as it is written down.
-struct SessionDocument: Codable, Hashable, Sendable {
+package struct SessionDocument: Codable, Hashable, Sendable {
     struct TransitDocument: Codable, Hashable, Sendable {
         var source: String
         var destination: String
@@ -70,11 +70,11 @@ struct SessionDocument: Codable, Hashable, Sendable {
 }
 
 /// The journal in SQLite, in the state directory.
-final class SQLiteJournal: Journal {
+package final class SQLiteJournal: Journal {
     private let database: DatabaseQueue
 
     /// Opens or creates the journal in `directory`.
-    init(directory: String) throws(JournalError) {
+    package init(directory: String) throws(JournalError) {
         do {
             try FileManager.default.createDirectory(
                 atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
@@ -99,7 +99,7 @@ final class SQLiteJournal: Journal {
         }
     }
 
-    func load() throws(JournalError) -> JournalContents {
+    package func load() throws(JournalError) -> JournalContents {
         try access { database in
             let decoder = JSONDecoder()
             let sessions = try String.fetchAll(database, sql: "SELECT document FROM session").map {
@@ -114,11 +114,11 @@ final class SQLiteJournal: Journal {
         }
     }
 
-    func write(_ session: Session) throws(JournalError) {
+    package func write(_ session: Session) throws(JournalError) {
         try access { database in try Self.put(session, into: database) }
     }
 
-    func write(_ entry: JournaledMigration, _ session: Session) throws(JournalError) {
+    package func write(_ entry: JournaledMigration, _ session: Session) throws(JournalError) {
         try access { database in
             let document = String(decoding: try JSONEncoder().encode(entry), as: UTF8.self)
             try database.execute(
@@ -129,7 +129,7 @@ final class SQLiteJournal: Journal {
         }
     }
 
-    func forgetMigration(_ id: UInt64) throws(JournalError) {
+    package func forgetMigration(_ id: UInt64) throws(JournalError) {
         try access { database in
             try database.execute(sql: "DELETE FROM migration WHERE id = ?", arguments: [Int64(id)])
         }
@@ -155,11 +155,11 @@ final class SQLiteJournal: Journal {
 }
 
 /// The journal cannot be read or written.
-struct JournalError: Error, Hashable, Sendable, CustomStringConvertible {
-    var path: String
+package struct JournalError: Error, Hashable, Sendable, CustomStringConvertible {
+    package var path: String
     var reason: String
 
-    var description: String {
+    package var description: String {
         "The journal \(path) cannot be used (\(reason)): make the state directory writable, or name another."
     }
 }

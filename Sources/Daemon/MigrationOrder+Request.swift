@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-internal import ControlInterface
-internal import Migration
+package import ControlInterface
+package import Migration
 internal import Wire
 
 /// A request that cannot be understood.
-struct MalformedOrder: Error {
-    var problem: Problem
+package struct MalformedOrder: Error {
+    package var problem: Problem
     init(_ detail: String) { problem = Problem(kind: .malformedRequest, detail: detail) }
 }
 
 extension MigrationRequest {
     /// Reads a controller's order.
-    init(_ order: MigrationOrder, defaultDatapath: Datapath, checksHost: Bool) throws(MalformedOrder) {
+    package init(_ order: MigrationOrder, defaultDatapath: Datapath, checksHost: Bool) throws(MalformedOrder) {
         guard let home = Endpoint(order.from), home.port != 0 else {
             throw MalformedOrder(
                 "\"\(order.from)\" is not an address with a port: write 192.0.2.1:80 or [2001:db8::1]:80 for --from.")

@@ -72,7 +72,7 @@ struct Show: AsyncParsableCommand {
         let query = waiting.wait ? ["wait": "\(waiting.timeout)"] : [:]
         let report: MigrationReport = try await options.client.get("/v1/migrations/\(id)", query: query)
         try tell(report, options)
-        if waiting.wait { throw ArgumentParser.ExitCode(exitCode(of: report)) }
+        if waiting.wait { throw ArgumentParser.ExitCode(report.waitedExitCode) }
     }
 }
 
@@ -89,12 +89,13 @@ private func order(
     }
     try tell(report, options)
     if let reason = report.reason { FileHandle.standardError.write(Data("nfqmigctl: \(reason)\n".utf8)) }
-    if waiting.wait { throw ArgumentParser.ExitCode(exitCode(of: report)) }
+    if waiting.wait { throw ArgumentParser.ExitCode(report.waitedExitCode) }
     if let code = report.exitCode { throw ArgumentParser.ExitCode(code) }
 }
 
-private func exitCode(of report: MigrationReport) -> Int32 {
-    report.exitCode ?? ControlInterface.ExitCode.timedOut.rawValue
+extension MigrationReport {
+    /// What a command that has waited for this migration ends with.
+    fileprivate var waitedExitCode: Int32 { exitCode ?? ControlInterface.ExitCode.timedOut.rawValue }
 }
 
 private func tell(_ report: MigrationReport, _ options: CommonOptions) throws {

@@ -40,10 +40,9 @@ struct Settings: ParsableArguments {
         if let socket { configuration.socket = socket }
         if let stateDirectory { configuration.stateDirectory = stateDirectory }
         if let datapath {
-            guard let choice = DatapathChoice(rawValue: datapath) else {
+            guard configuration.setDatapath(named: datapath) else {
                 throw ValidationError("\"\(datapath)\" is not a datapath: use kernel or queue.")
             }
-            configuration.choose(choice)
         }
         return configuration
     }

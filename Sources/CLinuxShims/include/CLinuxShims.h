@@ -6,6 +6,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+// eventfd(2) is not in Swift's Glibc module.
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 

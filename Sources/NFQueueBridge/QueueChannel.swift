@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import CLinuxShims
+internal import CNetfilter
+internal import Glibc
+internal import Wire
+
+/// A packet of the batch being decided.
+@usableFromInline
+@safe
+struct QueuedPacket {
+    /// The octets from the IP header on, in the receive buffer.
+    @usableFromInline let payload: UnsafeMutablePointer<UInt8>
+    /// 0 for a packet that could not be read.
+    @usableFromInline let length: Int
+    @usableFromInline let metadata: PacketMetadata
+    /// The kernel's number of the packet in its queue.
+    let number: UInt32
+    @usableFromInline var verdict: Verdict
+}
+
+/// One packet queue as system calls see it: its socket, the receive buffers and the batch being decided. Everything that
+/// is done per batch is here, and nothing generic.
+///
+/// Unchecked: made on one thread, then used on the queue's thread alone, except for `counters`.
+@usableFromInline
+@safe
+final class QueueChannel: @unchecked Sendable {
+    /// Octets for one message: the longest attribute, and room for all the others.
+    private static let slotLength = 65536 + 2048
+
+    let queue: UInt16
+    let cells = QueueCounterCells()
+    let shortfall: QueueBufferShortfall?
+    /// The batch being decided.
+    @usableFromInline let packets: UnsafeMutablePointer<QueuedPacket>
+
+    private var socket: NetlinkSocket?
+    private let fileDescriptor: Int32
+    private let maximumLength: Int
+    private let batch: Int
+    private let slots: UnsafeMutableRawPointer
+    private let buffers: UnsafeMutablePointer<iovec>
+    private let lengths: UnsafeMutablePointer<UInt32>
+    private var verdicts: VerdictBuffer
+    private var count = 0
+    private var counters = QueueCounters()
+    /// Whether the last batch suggests that more packets wait, so that asking for them beats waiting for them.
+    private var expectsMore = false
+
+    @usableFromInline
+    init(queue: UInt16, options: QueueOptions) throws(NetlinkError) {
+        let socket = try NetlinkSocket()
+        let descriptor = socket.fileDescriptor
+        shortfall = socket.setBuffers(of: queue, receive: options.receiveBuffer, send: options.sendBuffer)
+        // The kernel's complaint about a verdict shall not carry the verdict, packet and all.
+        _ = socket.setOption(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        try socket.bind(queue: queue, maximumLength: options.maximumLength)
+
+        batch = min(max(options.batch, 1), 256)
+        self.queue = queue
+        fileDescriptor = descriptor
+        maximumLength = Int(options.maximumLength)
+        unsafe slots = .allocate(byteCount: batch * Self.slotLength, alignment: 4096)
+        unsafe buffers = .allocate(capacity: batch)
+        unsafe lengths = .allocate(capacity: batch)
+        unsafe packets = .allocate(capacity: batch)
+        verdicts = VerdictBuffer(queue: queue, capacity: batch)
+        for index in 0..<batch {
+            unsafe buffers[index] = unsafe iovec(
+                iov_base: slots + index * Self.slotLength, iov_len: Self.slotLength)
+            unsafe lengths[index] = 0
+        }
+        self.socket = consume socket
+    }
+
+    deinit {
+        unsafe slots.deallocate()
+        unsafe buffers.deallocate()
+        unsafe lengths.deallocate()
+        unsafe packets.deallocate()
+    }
+
+    // MARK: - Receiving
+
+    /// Receives up to a batch of packets and returns how many are in `packets`; 0 when `event` has become readable or
+    /// there was only something else to receive. Waits until one of the two happens.
+    @usableFromInline
+    func receive(orUntil event: Int32) -> Int {
+        if !expectsMore && !wait(orUntil: event) { return 0 }
+        return receiveWaiting()
+    }
+
+    /// Receives up to a batch of packets that are there, without waiting.
+    @usableFromInline
+    func receiveWaiting() -> Int {
+        count = 0
+        counters.systemCalls += 1
+        let received = unsafe Int(nfqmig_receive_many(fileDescriptor, buffers, UInt32(batch), lengths, 1))
+        guard received > 0 else {
+            expectsMore = failed(errno: Int32(-received))
+            return 0
+        }
+        expectsMore = received > 1
+        for index in 0..<received {
+            unsafe read(slots + index * Self.slotLength, length: Int(lengths[index]))
+        }
+        if count > 0 { counters.batches += 1 } else { cells.publish(counters) }
+        return count
+    }
+
+    /// Most packets that can have been received by the kernel's side of the socket at one time.
+    @usableFromInline var mostWaiting: Int { maximumLength }
+
+    /// False when `event` is readable.
+    private func wait(orUntil event: Int32) -> Bool {
+        var descriptors = (
+            pollfd(fd: fileDescriptor, events: Int16(POLLIN), revents: 0),
+            pollfd(fd: event, events: Int16(POLLIN), revents: 0)
+        )
+        counters.systemCalls += 1
+        let ready = unsafe withUnsafeMutableBytes(of: &descriptors) { octets in
+            unsafe poll(octets.assumingMemoryBound(to: pollfd.self).baseAddress, 2, -1)
+        }
+        return ready > 0 && descriptors.1.revents == 0
+    }
+
+    /// Counts a failed receive and says whether trying again at once makes sense.
+    private func failed(errno number: Int32) -> Bool {
+        switch number {
+        case ENOBUFS:
+            // Said once, then cleared: what still is in the buffer can be received.
+            counters.overruns += 1
+            cells.publish(counters)
+            return true
+        case 0, EAGAIN, EINTR:
+            return false
+        default:
+            // ENOMEM, say. Packets wait in the queue meanwhile.
+            usleep(1000)
+            return false
+        }
+    }
+
+    private func read(_ message: UnsafeMutableRawPointer, length: Int) {
+        let start = unsafe message.assumingMemoryBound(to: UInt8.self)
+        let octets = unsafe Span(_unsafeStart: UnsafePointer(start), count: min(length, Self.slotLength))
+        switch QueueMessage(octets) {
+        case .packet(let number, let payload, let metadata):
+            counters.octets += UInt64(payload.count)
+            if !metadata.isWhole { counters.truncated += 1 }
+            unsafe append(number, start + payload.lowerBound, payload.count, metadata)
+        case .unreadable(let number):
+            counters.malformed += 1
+            let metadata = PacketMetadata(hook: 0, checksum: .complete, mark: 0, isWhole: false)
+            unsafe append(number, start, 0, metadata)
+        case .failure:
+            counters.verdictErrors += 1
+        case .malformed:
+            counters.malformed += 1
+        case .other:
+            break
+        }
+    }
+
+    private func append(
+        _ number: UInt32, _ payload: UnsafeMutablePointer<UInt8>, _ length: Int, _ metadata: PacketMetadata
+    ) {
+        let packet = unsafe QueuedPacket(
+            payload: payload, length: length, metadata: metadata, number: number, verdict: .drop)
+        unsafe (packets + count).initialize(to: packet)
+        count += 1
+    }
+
+    // MARK: - Verdicts
+
+    /// Sends the verdicts of the batch, each exactly once.
+    @usableFromInline
+    func sendVerdicts() {
+        for index in 0..<count {
+            // The kernel puts the payload of a verdict in place of the packet: a part must not go back.
+            if unsafe packets[index].verdict.rewritten && !packets[index].metadata.isWhole {
+                unsafe packets[index].verdict = .drop
+            }
+            let verdict = unsafe packets[index].verdict
+            switch verdict.decision {
+            case .accept:
+                counters.accepted += 1
+                if verdict.rewritten { counters.rewritten += 1 }
+            case .drop:
+                counters.dropped += 1
+            }
+        }
+        counters.packets += UInt64(count)
+        cells.publish(counters)
+        send(0..<count)
+        count = 0
+    }
+
+    /// Sends the verdicts of these packets in one call or, when the kernel cannot take so much at once, in halves.
+    private func send(_ range: Range<Int>) {
+        var pauses = 0
+        while !range.isEmpty {
+            unsafe verdicts.encode(UnsafeBufferPointer(start: packets + range.lowerBound, count: range.count))
+            counters.systemCalls += 1
+            let number = verdicts.send(to: fileDescriptor)
+            switch number {
+            case 0:
+                return
+            case EINTR:
+                continue
+            case ENOBUFS, ENOMEM, EMSGSIZE, EAGAIN:
+                if range.count > 1 {
+                    let middle = range.lowerBound + range.count / 2
+                    send(range.lowerBound..<middle)
+                    send(middle..<range.upperBound)
+                    return
+                }
+                if unsafe packets[range.lowerBound].verdict.rewritten {
+                    // Not even alone: TCP repeats what is dropped, but not what is forgotten in a queue.
+                    unsafe packets[range.lowerBound].verdict = .drop
+                    counters.accepted -= 1
+                    counters.rewritten -= 1
+                    counters.dropped += 1
+                    continue
+                }
+                pauses += 1
+                if pauses > 1000 { break }
+                usleep(1000)
+                continue
+            default:
+                break
+            }
+            counters.verdictErrors += UInt64(range.count)
+            cells.publish(counters)
+            return
+        }
+    }
+
+    // MARK: - The end
+
+    /// Gives the queue back; the kernel drops the packets that wait in it.
+    @usableFromInline
+    func close() {
+        cells.publish(counters)
+        socket = nil
+    }
+}

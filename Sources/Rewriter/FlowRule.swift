@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+public import Wire
+
+/// The netfilter hook at which a packet was queued.
+@frozen
+public enum Stage: UInt8, Hashable, Sendable, CaseIterable {
+    /// Before conntrack and routing: segments of clients, and of hosts whose connection is in transit.
+    case prerouting
+    /// After conntrack: replies of rewritten connections, still with the host's endpoint as source.
+    case postrouting
+}
+
+/// What names a flow in the table: the four-tuple as it is on the wire at that stage.
+///
+/// Port 0 on the client's side stands for any port of that address (scope `client`): the source's port in prerouting,
+/// the destination's in postrouting.
+@frozen
+public struct FlowKey: Hashable, Sendable {
+    public var stage: Stage
+    public var tuple: FourTuple
+
+    @inlinable
+    public init(stage: Stage, tuple: FourTuple) {
+        self.stage = stage
+        self.tuple = tuple
+    }
+
+    /// The key that covers this flow together with the client's other ports.
+    @inlinable @inline(__always)
+    public var anyPort: FlowKey {
+        var key = self
+        switch stage {
+        case .prerouting: key.tuple.source.port = 0
+        case .postrouting: key.tuple.destination.port = 0
+        }
+        return key
+    }
+}
+
+/// How a packet passes.
+@frozen
+public enum Passage: Hashable, Sendable {
+    /// Unchanged.
+    case pass
+    /// To another endpoint: from the client to the host that serves the session.
+    case translateDestination(Endpoint)
+    /// In another endpoint's name: from the serving host to the client, with the home as source.
+    case translateSource(Endpoint)
+}
+
+/// What becomes of the segments of one flow.
+@frozen
+public enum FlowRule: Hashable, Sendable {
+    /// Nothing passes; what comes is dropped and observed.
+    case freeze
+    /// Segments of the old connection are dropped and observed; a segment that opens a connection is observed, turns the
+    /// rule into `reconnected` and passes by it.
+    case awaitSYN(Passage)
+    /// The next connection has begun: everything passes.
+    case reconnected(Passage)
+    /// Everything passes.
+    case passage(Passage)
+}

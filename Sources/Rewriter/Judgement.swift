@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+public import Wire
+
+/// What the kernel is told about a packet.
+@frozen
+public enum Ruling: UInt8, Hashable, Sendable {
+    /// It goes on as it came.
+    case accept
+    /// It goes on with the octets as they are now.
+    case acceptRewritten
+    case drop
+}
+
+/// Why a packet was ruled as it was, for counters.
+@frozen
+public enum Note: UInt8, Hashable, Sendable, CaseIterable {
+    /// A segment that a rule covers.
+    case none
+    /// No rule covers it: accepted.
+    case unknownFlow
+    /// An ICMP error about a flow that a rule covers.
+    case icmp
+    /// Neither TCP nor an ICMP error about TCP: accepted.
+    case otherProtocol
+    /// A fragment. Accepted, unless it is the first of a segment that a rule covers: without it the rest is never put
+    /// together, while rewriting it alone would send the parts to different hosts.
+    case fragment
+    /// No host would take it: dropped, since what cannot be read cannot be kept from the wrong host otherwise.
+    case malformed
+    /// It must be rewritten, and the kernel's copy is not whole: dropped, since returning it would cut the packet.
+    case truncated
+    /// It must be rewritten to an address of the other family: dropped.
+    case otherFamily
+}
+
+/// What becomes of a packet, and what the control plane is told.
+@frozen
+public struct Judgement: Hashable, Sendable {
+    public var ruling: Ruling
+    /// The segment, when a rule stopped it (`drop`) or when it opened the awaited connection (any other ruling).
+    public var observed: ObservedSegment?
+    /// The destination was translated: the kernel is to learn the reply's four-tuple from this packet.
+    public var learnsReply: Bool
+    public var note: Note
+
+    @inlinable
+    public init(_ ruling: Ruling, note: Note, observed: ObservedSegment? = nil, learnsReply: Bool = false) {
+        self.ruling = ruling
+        self.observed = observed
+        self.learnsReply = learnsReply
+        self.note = note
+    }
+}
+
+extension FlowTable {
+    /// Rules on one packet (octets from the IP header on) queued at `stage`, and rewrites it in place where its rule says
+    /// so. The packet is as it came unless the ruling is `acceptRewritten`. `isWhole` is false when the kernel's copy of
+    /// the packet is shorter than the packet. Allocates nothing.
+    ///
+    /// An ICMP error is ruled by the flow opposite to the packet it quotes: the other direction's rule translates the
+    /// destination, so the quoted source is that destination seen from the other side, and likewise for the source.
+    @inlinable
+    public mutating func judge(
+        _ packet: inout MutableSpan<UInt8>, stage: Stage, checksum: ChecksumState, isWhole: Bool
+    ) -> Judgement {
+        switch Recognition(packet.span) {
+        case .tcp(let tcp):
+            return judge(tcp, &packet, stage: stage, checksum: checksum, isWhole: isWhole)
+        case .icmpError(let error):
+            return judge(error, &packet, stage: stage, checksum: checksum, isWhole: isWhole)
+        case .fragment(let first):
+            guard let first, covering(FlowKey(stage: stage, tuple: first.fourTuple(in: packet.span))) != nil
+            else { return Judgement(.accept, note: .fragment) }
+            return Judgement(.drop, note: .fragment)
+        case .other:
+            return Judgement(.accept, note: .otherProtocol)
+        case .malformed:
+            return Judgement(.drop, note: isWhole ? .malformed : .truncated)
+        }
+    }
+
+    @inlinable @inline(__always)
+    internal mutating func judge(
+        _ tcp: TCPPacket, _ packet: inout MutableSpan<UInt8>, stage: Stage, checksum: ChecksumState, isWhole: Bool
+    ) -> Judgement {
+        guard let slot = covering(FlowKey(stage: stage, tuple: tcp.fourTuple(in: packet.span)))
+        else { return Judgement(.accept, note: .unknownFlow) }
+        let isWhole = isWhole && tcp.isWhole(in: packet.span)
+        switch slots[slot].rule {
+        case .passage(let passage), .reconnected(let passage):
+            return Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+        case .freeze:
+            return Judgement(.drop, note: .none, observed: tcp.observed(in: packet.span))
+        case .awaitSYN(let passage):
+            let observed = tcp.observed(in: packet.span)
+            guard observed.flags.opensConnection else { return Judgement(.drop, note: .none, observed: observed) }
+            var judgement = Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+            // A SYN that cannot pass opens nothing: the client sends it again.
+            guard judgement.ruling != .drop else { return judgement }
+            slots[slot].rule = .reconnected(passage)
+            judgement.observed = observed
+            return judgement
+        }
+    }
+
+    @inlinable @inline(__always)
+    internal static func pass(
+        _ tcp: TCPPacket, _ packet: inout MutableSpan<UInt8>, by passage: Passage, checksum: ChecksumState,
+        isWhole: Bool
+    ) -> Judgement {
+        switch passage {
+        case .pass:
+            return Judgement(.accept, note: .none)
+        case .translateDestination(let endpoint):
+            guard isWhole else { return Judgement(.drop, note: .truncated) }
+            guard tcp.rewriteDestination(to: endpoint, in: &packet, checksum: checksum)
+            else { return Judgement(.drop, note: .otherFamily) }
+            return Judgement(.acceptRewritten, note: .none, learnsReply: true)
+        case .translateSource(let endpoint):
+            guard isWhole else { return Judgement(.drop, note: .truncated) }
+            guard tcp.rewriteSource(to: endpoint, in: &packet, checksum: checksum)
+            else { return Judgement(.drop, note: .otherFamily) }
+            return Judgement(.acceptRewritten, note: .none)
+        }
+    }
+
+    @inlinable
+    internal func judge(
+        _ error: ICMPErrorPacket, _ packet: inout MutableSpan<UInt8>, stage: Stage, checksum: ChecksumState,
+        isWhole: Bool
+    ) -> Judgement {
+        let quoted = error.quotedTuple(in: packet.span)
+        // An error goes back to whoever sent the packet it quotes; one that does not is about something else.
+        guard error.ip.destination(in: packet.span) == quoted.source.address,
+            let slot = covering(FlowKey(stage: stage, tuple: quoted.reversed))
+        else { return Judgement(.accept, note: .unknownFlow) }
+        let passage: Passage
+        switch slots[slot].rule {
+        case .freeze, .awaitSYN: return Judgement(.drop, note: .icmp)
+        case .passage(let rule), .reconnected(let rule): passage = rule
+        }
+        let isTranslated: Bool
+        switch passage {
+        case .pass:
+            return Judgement(.accept, note: .icmp)
+        case .translateDestination(let endpoint):
+            guard isWhole, error.isWhole(in: packet.span) else { return Judgement(.drop, note: .truncated) }
+            isTranslated = error.rewriteQuotedSource(
+                to: endpoint, andDestination: true, in: &packet, checksum: checksum)
+        case .translateSource(let endpoint):
+            guard isWhole, error.isWhole(in: packet.span) else { return Judgement(.drop, note: .truncated) }
+            // The host must not show itself; a router on the way to it speaks in its own name.
+            let isFromHost = error.ip.source(in: packet.span) == quoted.destination.address
+            isTranslated = error.rewriteQuotedDestination(
+                to: endpoint, andSource: isFromHost, in: &packet, checksum: checksum)
+        }
+        return isTranslated ? Judgement(.acceptRewritten, note: .icmp) : Judgement(.drop, note: .otherFamily)
+    }
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import Daemon
+import Foundation
+import Migration
+import Testing
+import Wire
+
+@Suite struct JournalTests {
+    private func withDirectory(_ body: (String) throws -> Void) throws {
+        let directory = FileManager.default.temporaryDirectory.appending(path: "nfqmigd-journal-\(UUID())").path
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        try body(directory)
+    }
+
+    private func session() throws -> Session {
+        let client = try #require(IPAddress("2001:db8::9"))
+        let home = try #require(Endpoint("[2001:db8:1::1]:80"))
+        let host = try #require(Endpoint("[2001:db8:1::2]:8080"))
+        var session = Session(key: SessionKey(client: client, clientPort: 40000, home: home))
+        session.binding = Binding(host: host, datapath: .queue)
+        let tuple = FourTuple(source: home, destination: Endpoint(address: client, port: 40000))
+        session.transits[tuple] = StandingTransit(transit: .guarded, host: home, lifetime: 60, migration: 7)
+        session.transits[tuple.reversed] = StandingTransit(
+            transit: .awaitingSYN, host: home, lifetime: 120, migration: 7)
+        session.replies = [FourTuple(source: host, destination: Endpoint(address: client, port: 40000))]
+        return session
+    }
+
+    @Test func `a session comes back as it was written`() throws {
+        try withDirectory { directory in
+            let session = try session()
+            try SQLiteJournal(directory: directory).write(session)
+            #expect(try SQLiteJournal(directory: directory).load().sessions == [session])
+        }
+    }
+
+    @Test func `an idle session is forgotten`() throws {
+        try withDirectory { directory in
+            let journal = try SQLiteJournal(directory: directory)
+            let session = try session()
+            try journal.write(session)
+            try journal.write(Session(key: session.key))
+            #expect(try journal.load().sessions.isEmpty)
+        }
+    }
+
+    @Test func `migration numbers are never given out twice`() throws {
+        try withDirectory { directory in
+            let session = try session()
+            let entry = JournaledMigration(
+                id: 41, stage: .resetting, before: SessionDocument(session), to: nil, datapath: "kernel",
+                passive: false, fromHost: "[2001:db8:1::1]:80", connections: [])
+            let journal = try SQLiteJournal(directory: directory)
+            try journal.write(entry, session)
+            #expect(try journal.load().migrations == [entry])
+            try journal.forgetMigration(41)
+            let contents = try SQLiteJournal(directory: directory).load()
+            #expect(contents.migrations.isEmpty)
+            #expect(contents.lastMigration == 41)
+        }
+    }
+
+    @Test func `a directory that cannot be used is named`() {
+        #expect { try SQLiteJournal(directory: "/proc/nowhere") } throws: { "\($0)".contains("/proc/nowhere") }
+    }
+}
