@@ -34,7 +34,7 @@ integration: build ## Run the quick integration cases (root)
 	$(SUDO) python3 integration/run.py --quick
 
 integration-full: build ## Run all integration cases in full length (root; about an hour)
-	$(SUDO) python3 integration/run.py
+	$(SUDO) python3 integration/run.py --full
 
 demo: deps build ## Show four migrations under load, on this machine alone (root)
 	$(SUDO) python3 integration/demo.py

@@ -4,6 +4,11 @@
 
 #include <errno.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
+#include <linux/netlink.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
@@ -61,4 +66,29 @@ int nfqmig_enter_network_namespace(int fd)
 int nfqmig_unshare_network(void)
 {
     return unshare(CLONE_NEWNET) < 0 ? -errno : 0;
+}
+
+int nfqmig_receive_only_tcp_conntrack(int fd)
+{
+    // NLATTR finds an attribute from offset A on, of type X, and NLATTR_NEST inside the one at A; A becomes its offset, or
+    // 0. What is not understood passes, for the reader to judge.
+    struct sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_IMM, sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg)),
+        BPF_STMT(BPF_LDX | BPF_IMM, CTA_TUPLE_ORIG),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_NLATTR),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 9, 0),
+        BPF_STMT(BPF_LDX | BPF_IMM, CTA_TUPLE_PROTO),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_NLATTR_NEST),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 6, 0),
+        BPF_STMT(BPF_LDX | BPF_IMM, CTA_PROTO_NUM),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_NLATTR_NEST),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 3, 0),
+        BPF_STMT(BPF_MISC | BPF_TAX, 0),
+        BPF_STMT(BPF_LD | BPF_B | BPF_IND, sizeof(struct nlattr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_TCP, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+    };
+    struct sock_fprog filter = { .len = sizeof program / sizeof program[0], .filter = program };
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) < 0 ? -errno : 0;
 }

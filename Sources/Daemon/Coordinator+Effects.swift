@@ -99,6 +99,13 @@ extension Coordinator {
             return .installFailed(reason: "\(error)")
         }
         keep(to)
+        // Nothing is sent any more about a transit that has ended, or that the kernel answers from now on.
+        for (tuple, standing) in from.transits {
+            let next = to.transits[tuple]
+            guard next == nil || next?.transit == .guarded || next?.migration != standing.migration else { continue }
+            endHandshake(tuple)
+            passives[tuple] = nil
+        }
         scheduleExpiry(of: to, since: from)
         guard isSwitch else { return nil }
         running.switchedAt = EventLoop.wallClock
@@ -193,7 +200,6 @@ extension ConnectionEntry {
         case .established, nil: .established
         case .finWait, .closeWait, .lastAck: .closing
         case .timeWait, .close, .some(.none): .closed
-        default: .established
         }
     }
 }

@@ -20,9 +20,14 @@ extension Coordinator {
             sessions[before.key] = before.isIdle ? nil : before
             logger.notice("migration \(entry.id) was not switched for good: taken back")
         }
-        let established = try gateway.table.establish()
-        logger.notice("table \(established), queue statement \(gateway.table.queueStatement)")
-        try reconcile(isNew: established == .created)
+        // A table that has to be made, or made anew by another version, knows its elements from the first packet on.
+        let elements = sessions.values.flatMap { session in
+            session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
+        }
+        let established = try gateway.table.establish(carrying: elements)
+        logger.notice(
+            "table \(established)", metadata: ["queue": "\(gateway.table.queueStatement.map { "\($0)" } ?? "unknown")"])
+        try reconcile()
         let flows = sessions.values.flatMap { session in session.flows().map { ($0.key, $0.value) } }
         try gateway.startQueues(configuration, flows: flows)
         for ring in gateway.rings {
@@ -34,7 +39,7 @@ extension Coordinator {
         }
     }
 
-    private func reconcile(isNew: Bool) throws {
+    private func reconcile() throws {
         let present = Set(try gateway.table.elements())
         for (key, session) in sessions {
             var session = session
@@ -43,7 +48,7 @@ extension Coordinator {
                 // The kernel's clock has gone on: what it no longer holds is over. A new kernel has no old connections.
                 if !present.contains(element) { session.transits[tuple] = nil }
             }
-            if isNew { session.replies = [] }
+            session.replies = session.replies.filter { present.contains(.reply($0)) }
             if session.binding?.datapath == .queue {
                 for case .reply(let tuple) in present
                 where tuple.source == session.host && tuple.destination.address == key.client

@@ -102,7 +102,7 @@ actor Coordinator {
                     let (home, host) = clientsView(of: entry)
                     return ConnectionSummary(
                         client: "\(entry.original.source)", home: "\(home)", host: "\(host)",
-                        state: entry.state?.name ?? "unknown")
+                        state: entry.state.map { "\($0)" } ?? "unknown")
                 })
         } catch {
             throw Problem(kind: .kernelRefused, detail: "\(error)")

@@ -52,7 +52,7 @@ public enum Daemon {
     public static func removeTable(_ configuration: Configuration) throws -> Bool {
         try requireCapabilities()
         let table = try NetfilterTable(Gateway.rulesetOptions(configuration))
-        guard try table.exists() else { return false }
+        guard try table.exists else { return false }
         try table.remove()
         return true
     }

@@ -38,9 +38,23 @@ package struct JournaledMigration: Codable, Hashable, Sendable {
     package var before: SessionDocument
     package var to: String?
     package var datapath: String
-    var passive: Bool
+    package var passive: Bool
     package var fromHost: String
     package var connections: [ConnectionDocument]
+
+    package init(
+        id: UInt64, stage: Stage, before: SessionDocument, to: String?, datapath: String, passive: Bool,
+        fromHost: String, connections: [ConnectionDocument]
+    ) {
+        self.id = id
+        self.stage = stage
+        self.before = before
+        self.to = to
+        self.datapath = datapath
+        self.passive = passive
+        self.fromHost = fromHost
+        self.connections = connections
+    }
 }
 
 package struct ConnectionDocument: Codable, Hashable, Sendable {
@@ -191,7 +205,7 @@ extension ConnectionDocument {
 }
 
 extension SessionDocument {
-    init(_ session: Session) {
+    package init(_ session: Session) {
         client = "\(session.key.client)"
         clientPort = session.key.clientPort
         home = "\(session.key.home)"

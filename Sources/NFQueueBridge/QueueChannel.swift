@@ -87,8 +87,11 @@ final class QueueChannel: @unchecked Sendable {
     /// there was only something else to receive. Waits until one of the two happens.
     @usableFromInline
     func receive(orUntil event: Int32) -> Int {
-        if !expectsMore && !wait(orUntil: event) { return 0 }
-        return receiveWaiting()
+        if expectsMore {
+            let received = receiveWaiting()
+            if received > 0 { return received }
+        }
+        return wait(orUntil: event) ? receiveWaiting() : 0
     }
 
     /// Receives up to a batch of packets that are there, without waiting.
@@ -222,6 +225,7 @@ final class QueueChannel: @unchecked Sendable {
                     counters.accepted -= 1
                     counters.rewritten -= 1
                     counters.dropped += 1
+                    cells.publish(counters)
                     continue
                 }
                 pauses += 1

@@ -54,11 +54,11 @@ public enum Passage: Hashable, Sendable {
 public enum FlowRule: Hashable, Sendable {
     /// Nothing passes; what comes is dropped and observed.
     case freeze
-    /// Segments of the old connection are dropped and observed; a segment that opens a connection is observed, turns the
-    /// rule into `reconnected` and passes by it.
+    /// Segments of the old connection are dropped and observed; a SYN, or a SYN-ACK where the rule is about a host, is
+    /// observed, turns the rule into `reconnected` and passes by it.
     case awaitSYN(Passage)
     /// The next connection has begun: everything passes.
     case reconnected(Passage)
-    /// Everything passes.
+    /// Everything passes; a SYN to a translated destination is observed.
     case passage(Passage)
 }

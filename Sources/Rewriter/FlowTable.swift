@@ -2,8 +2,9 @@
 
 public import Wire
 
-/// The rules of all flows, owned by one thread. Open addressing with linear probing; removal shifts the entries behind it
-/// back, so that there are no tombstones and the table does not age. Memory is taken by `init` and `set` only.
+/// The rules of all flows, owned by one thread. Open addressing with linear probing; removal shifts the entries
+/// behind it back, so that there are no tombstones and the table does not age. Memory is taken by `init` and `set`
+/// only.
 public struct FlowTable: ~Copyable {
     @usableFromInline internal var slots: [Slot]
     /// Slots minus one; the number of slots is a power of two.
@@ -81,6 +82,15 @@ public struct FlowTable: ~Copyable {
         var index = key.hash(seed) & mask
         while slots[index].key != key, !slots[index].key.isVacant { index = (index &+ 1) & mask }
         return index
+    }
+
+    /// How many slots there are, taken or vacant: what the table costs in memory, at 64 octets each.
+    public var slotCount: Int { slots.count }
+
+    /// How many slots beyond the first a look-up of `key` reads: what it costs in time.
+    public func probes(_ key: FlowKey) -> Int {
+        let packed = PackedKey(key)
+        return (slot(of: packed) - packed.hash(seed)) & mask
     }
 
     private mutating func grow() {

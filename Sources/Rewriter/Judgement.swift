@@ -38,7 +38,8 @@ public enum Note: UInt8, Hashable, Sendable, CaseIterable {
 @frozen
 public struct Judgement: Hashable, Sendable {
     public var ruling: Ruling
-    /// The segment, when a rule stopped it (`drop`) or when it opened the awaited connection (any other ruling).
+    /// The segment, when a rule stopped it (`drop`), when it opened the awaited connection, or when it is a SYN of a
+    /// client whose destination was translated (any other ruling).
     public var observed: ObservedSegment?
     /// The destination was translated: the kernel is to learn the reply's four-tuple from this packet.
     public var learnsReply: Bool
@@ -54,9 +55,9 @@ public struct Judgement: Hashable, Sendable {
 }
 
 extension FlowTable {
-    /// Rules on one packet (octets from the IP header on) queued at `stage`, and rewrites it in place where its rule says
-    /// so. The packet is as it came unless the ruling is `acceptRewritten`. `isWhole` is false when the kernel's copy of
-    /// the packet is shorter than the packet. Allocates nothing.
+    /// Rules on one packet (octets from the IP header on) queued at `stage`, and rewrites it in place where its rule
+    /// says so. The packet is as it came unless the ruling is `acceptRewritten`. `isWhole` is false when the kernel's
+    /// copy of the packet is shorter than the packet. Allocates nothing.
     ///
     /// An ICMP error is ruled by the flow opposite to the packet it quotes: the other direction's rule translates the
     /// destination, so the quoted source is that destination seen from the other side, and likewise for the source.
@@ -89,12 +90,21 @@ extension FlowTable {
         let isWhole = isWhole && tcp.isWhole(in: packet.span)
         switch slots[slot].rule {
         case .passage(let passage), .reconnected(let passage):
-            return Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+            guard tcp.flags(in: packet.span).contains(.syn) else {
+                return Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+            }
+            let observed = tcp.observed(in: packet.span)
+            var judgement = Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+            if judgement.learnsReply { judgement.observed = observed }
+            return judgement
         case .freeze:
             return Judgement(.drop, note: .none, observed: tcp.observed(in: packet.span))
         case .awaitSYN(let passage):
             let observed = tcp.observed(in: packet.span)
-            guard observed.flags.opensConnection else { return Judgement(.drop, note: .none, observed: observed) }
+            // A SYN or, on the host's side, a SYN-ACK.
+            guard observed.flags.contains(.syn), !observed.flags.contains(.rst) else {
+                return Judgement(.drop, note: .none, observed: observed)
+            }
             var judgement = Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
             // A SYN that cannot pass opens nothing: the client sends it again.
             guard judgement.ruling != .drop else { return judgement }

@@ -39,7 +39,6 @@ public struct SegmentSocket: ~Copyable {
         let descriptor = socket(domain, type, Int32(IPPROTO_RAW))
         guard descriptor >= 0 else { throw SpoofError(.open(family), errno: errno) }
         var mark = mark
-        // The receive side stays empty: IPPROTO_RAW receives nothing.
         let result = unsafe setsockopt(
             descriptor, SOL_SOCKET, SO_MARK, &mark, socklen_t(MemoryLayout<UInt32>.size))
         guard result == 0 else {

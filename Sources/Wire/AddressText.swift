@@ -55,7 +55,9 @@ extension IPv6Address: LosslessStringConvertible {
                 groups.append(UInt16(embedded.rawValue >> 16))
                 groups.append(UInt16(truncatingIfNeeded: embedded.rawValue))
             } else {
-                guard (1...4).contains(part.utf8.count), part.utf8.first != 0x2b, let group = UInt16(part, radix: 16)
+                // The number parser alone would take a sign: "+1", "-0".
+                guard (1...4).contains(part.utf8.count), part.utf8.allSatisfy({ $0 != 0x2b && $0 != 0x2d }),
+                    let group = UInt16(part, radix: 16)
                 else { return false }
                 groups.append(group)
             }
@@ -103,14 +105,16 @@ extension IPAddress: LosslessStringConvertible {
 }
 
 extension Endpoint: LosslessStringConvertible {
-    /// `192.0.2.1:80` or `[2001:db8::1]:80`. Port 0 is accepted: `FlowKey` and requests use it for "any port".
+    /// `192.0.2.1:80` or `[2001:db8::1]:80`, the port without leading zeros. Port 0 is accepted: `FlowKey` and
+    /// requests use it for "any port".
     public init?(_ description: String) {
         guard let colon = description.lastIndex(of: ":") else { return nil }
         let port = description[description.index(after: colon)...]
         var address = description[..<colon]
         let bracketed = address.hasPrefix("[") && address.hasSuffix("]")
         if bracketed { address = address.dropFirst().dropLast() }
-        guard !port.isEmpty, port.utf8.allSatisfy({ (0x30...0x39).contains($0) }), let port = UInt16(port),
+        guard port.utf8.allSatisfy({ (0x30...0x39).contains($0) }), port.utf8.count == 1 || port.utf8.first != 0x30,
+            let port = UInt16(port),
             let address = IPAddress(String(address)), (address.family == .ipv6) == bracketed
         else { return nil }
         self.init(address: address, port: port)

@@ -41,8 +41,9 @@ public struct ICMPErrorPacket: Hashable, Sendable {
         }
     }
 
-    /// Where the quotation ends: at the end of the packet, or earlier when ICMP extensions follow it (RFC 4884 section 4:
-    /// a length of at least 128 octets, in 32-bit words for IPv4 and in 64-bit words for types 1 and 3 of IPv6).
+    /// Where the quotation ends: at the end of the packet, or earlier when ICMP extensions follow it (RFC 4884
+    /// section 4: a length of at least 128 octets, in 32-bit words for IPv4 and in 64-bit words for types 1 and 3 of
+    /// IPv6).
     @inlinable @inline(__always)
     internal static func quotationEnd(_ packet: Span<UInt8>, _ ip: IPHeader, end: Int) -> Int {
         let icmp = ip.payloadOffset
@@ -81,9 +82,9 @@ public struct ICMPErrorPacket: Hashable, Sendable {
     /// Replaces the destination of the quoted packet by `endpoint`, and the error's own source by its address when
     /// `andSource`: the host that the quoted packet was for speaks for itself.
     ///
-    /// Corrects every checksum that covers what changed: of both IPv4 headers, of the quoted TCP header where the quotation
-    /// reaches its checksum, and of ICMP; that of ICMP in full when `checksum` is `pending`. False, and the packet
-    /// untouched, when the endpoint is of the other family or the packet is not whole and `pending`.
+    /// Corrects every checksum that covers what changed: of both IPv4 headers, of the quoted TCP header where the
+    /// quotation reaches its checksum, and of ICMP; that of ICMP in full when `checksum` is `pending`. False, and the
+    /// packet untouched, when the endpoint is of the other family or the packet is not whole and `pending`.
     @inlinable
     public func rewriteQuotedDestination(
         to endpoint: Endpoint, andSource: Bool, in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
@@ -142,8 +143,8 @@ public struct ICMPErrorPacket: Hashable, Sendable {
         return true
     }
 
-    /// The ICMP checksum summed over the message (and the pseudo-header of ICMPv6) as it stands; 0 when the field holds it
-    /// already. The packet must be whole.
+    /// The ICMP checksum summed over the message (and the pseudo-header of ICMPv6) as it stands; 0 when the field
+    /// holds it already. The packet must be whole.
     @inlinable
     public func checksumFromScratch(in packet: Span<UInt8>) -> UInt16 {
         var sum = InternetChecksum()

@@ -68,7 +68,8 @@ public struct IPHeader: Hashable, Sendable {
         isSourceRouted = false
     }
 
-    /// Whether this is only a part of a datagram. An IPv6 fragment header of a whole datagram (RFC 6946) does not count.
+    /// Whether this is only a part of a datagram. An IPv6 fragment header of a whole datagram (RFC 6946) does not
+    /// count.
     @inlinable
     public var isFragment: Bool { fragmentOffset != 0 || moreFragments }
 

@@ -94,8 +94,8 @@ public struct InternetChecksum: Hashable, Sendable {
 /// What a rewrite adds to the checksum of the octets it changes (RFC 1624, equation 3: HC' = ~(~HC + ~m + m')).
 ///
 /// Equation 3 gives the same field as a sum from scratch, also where that field is 0x0000, because no packet with a
-/// header sums to zero. A field of 0xFFFF, which no correct sender writes, passes the receiver's check as well as 0x0000;
-/// it leaves as 0x0000.
+/// header sums to zero. A field of 0xFFFF, which no correct sender writes, passes the receiver's check as well as
+/// 0x0000; it leaves as 0x0000.
 @frozen
 public struct ChecksumDelta: Hashable, Sendable {
     /// The sum of `~m + m'`; 32-bit terms stand for their two words, since 2¹⁶ ≡ 1 modulo 2¹⁶ - 1.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-/// What the octets of a packet, from its IP header on, are. A value and never an error: what arrives is chosen by others.
+/// What the octets of a packet, from its IP header on, are. A value and never an error: what arrives is chosen by
+/// others.
 @frozen
 public enum Recognition: Hashable, Sendable {
     /// A TCP segment, whole as far as IP is concerned.

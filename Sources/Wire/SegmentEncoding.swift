@@ -3,9 +3,9 @@
 extension TCPSegment {
     /// The segment as a packet from its IP header on, for a raw socket. Octets of data are zero; checksums are full.
     ///
-    /// IPv4: don't fragment, TTL 64, identification as given (with 0 Linux fills it in, `raw_send_hdrinc`). IPv6: hop limit
-    /// 64, flow label 0. Timestamps are written as NOP, NOP, TS (RFC 7323 appendix A). Empty when the two addresses are
-    /// of different families or the length does not fit the IP header.
+    /// IPv4: don't fragment, TTL 64, identification as given (any value will do for a datagram that is not fragmented,
+    /// RFC 6864 section 4.1). IPv6: hop limit 64, flow label 0. Timestamps are written as NOP, NOP, TS (RFC 7323
+    /// appendix A). Empty when the two addresses are of different families or the length does not fit the IP header.
     public func encode(identification: UInt16 = 0) -> [UInt8] {
         let family = tuple.source.address.family
         guard tuple.destination.address.family == family else { return [] }

@@ -32,7 +32,7 @@ struct QueueAllocationTests {
         let result = try QueueLab.inNamespace { () -> Result in
             let log = HandlerLog()
             let queue = try startQueue(0, log)
-            try QueueLab.divertAll(queues: "0:0")
+            try QueueLab.divertAll()
             let receiver = try LabSocket.udp(host: 1, port: 4000)
             let sender = try LabSocket.udp(host: 2)
             let kinds = [Array("A?".utf8), Array("R?".utf8)]

@@ -14,7 +14,7 @@ enum QueueLab {
     /// Whether this process and this kernel can divert packets to queues; found out once.
     static let isAvailable: Bool = {
         do {
-            try inNamespace { try divert("-d 198.18.0.0/24", nft: "ip daddr 198.18.0.0/24", queues: "0:1") }
+            try inNamespace { try divertAll() }
             return true
         } catch {
             return false
@@ -47,30 +47,31 @@ enum QueueLab {
         init(_ outcome: consuming Value) { self.outcome = outcome }
     }
 
-    /// Sends packets to `queues` ("0:1") before conntrack: with nft's own queue statement, or through the xt target where
-    /// the kernel lacks it.
-    static func divert(_ iptables: String, nft: String, queues: String) throws {
-        let range = queues.replacingOccurrences(of: ":", with: "-")
+    /// Sends what goes to 198.18.0.0/24 to `queues` before conntrack: with nft's own queue statement, or through the xt
+    /// target where the kernel lacks it.
+    static func divertAll(to queues: ClosedRange<UInt16> = 0...0) throws {
+        let (first, last) = (queues.lowerBound, queues.upperBound)
+        let numbers = first == last ? "\(first)" : "\(first)-\(last)"
         let table = "add table inet lab; "
             + "add chain inet lab raw { type filter hook prerouting priority -300; }; "
-            + "add rule inet lab raw \(nft) queue num \(range)"
+            + "add rule inet lab raw ip daddr 198.18.0.0/24 queue num \(numbers)"
         do {
             try shell("nft '\(table)' 2>/dev/null")
         } catch {
-            try shell("iptables-nft -t raw -A PREROUTING \(iptables) -j NFQUEUE --queue-balance \(queues)")
+            let target = first == last ? "--queue-num \(first)" : "--queue-balance \(first):\(last)"
+            try shell("iptables-nft -t raw -A PREROUTING -d 198.18.0.0/24 -j NFQUEUE \(target)")
         }
-    }
-
-    static func divertAll(queues: String = "0:1") throws {
-        try divert("-d 198.18.0.0/24", nft: "ip daddr 198.18.0.0/24", queues: queues)
     }
 
     /// Runs a command in the calling thread's network namespace: a child inherits its parent thread's.
     static func shell(_ command: String) throws {
         var process: pid_t = 0
-        let arguments = ["sh", "-c", command].map { strdup($0) } + [nil]
-        defer { for argument in arguments { free(argument) } }
-        guard posix_spawn(&process, "/bin/sh", nil, nil, arguments, environ) == 0 else {
+        let words: [String] = ["sh", "-c", command, "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+        let strings = words.map { strdup($0) }
+        defer { for string in strings { free(string) } }
+        let arguments: [UnsafeMutablePointer<CChar>?] = strings.prefix(3) + [nil]
+        let environment: [UnsafeMutablePointer<CChar>?] = strings.suffix(1) + [nil]
+        guard posix_spawn(&process, "/bin/sh", nil, nil, arguments, environment) == 0 else {
             throw Failure(description: "cannot run sh")
         }
         var status: Int32 = 0
@@ -129,7 +130,44 @@ final class LabSocket {
         if bound != 0 { throw QueueLab.Failure(description: "cannot bind 198.18.0.\(host):\(port)") }
         var timeout = timeval(tv_sec: 0, tv_usec: 300_000)
         setsockopt(socket.descriptor, SOL_SOCKET, SO_RCVTIMEO, &timeout, socklen_t(MemoryLayout<timeval>.size))
+        var size: Int32 = 8 << 20
+        setsockopt(socket.descriptor, SOL_SOCKET, SO_RCVBUFFORCE, &size, socklen_t(MemoryLayout<Int32>.size))
         return socket
+    }
+
+    /// Sends `octets` over a TCP connection between two addresses of ours and returns what arrived.
+    static func stream(_ octets: [UInt8], from source: UInt8, to destination: UInt8, port: UInt16) throws -> [UInt8] {
+        let length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let listener = try LabSocket(Int32(SOCK_STREAM.rawValue), 0)
+        let client = try LabSocket(Int32(SOCK_STREAM.rawValue), 0)
+        guard withAddress(destination, port, { bind(listener.descriptor, $0, length) }) == 0,
+            withAddress(source, 0, { bind(client.descriptor, $0, length) }) == 0,
+            listen(listener.descriptor, 1) == 0,
+            withAddress(destination, port, { connect(client.descriptor, $0, length) }) == 0
+        else { throw QueueLab.Failure(description: "no connection") }
+        let accepted = accept(listener.descriptor, nil, nil)
+        defer { close(accepted) }
+        let descriptor = client.descriptor
+        Thread.detachNewThread {
+            var sent = 0
+            while sent < octets.count {
+                let count = octets.withUnsafeBytes { buffer in
+                    write(descriptor, buffer.baseAddress.map { $0 + sent }, octets.count - sent)
+                }
+                if count <= 0 { break }
+                sent += count
+            }
+            shutdown(descriptor, Int32(SHUT_WR))
+        }
+        var received: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 1 << 16)
+        while true {
+            let count = recv(accepted, &buffer, buffer.count, 0)
+            if count <= 0 { break }
+            received += buffer.prefix(count)
+        }
+        withExtendedLifetime(client) {}
+        return received
     }
 
     /// A socket for whole IPv4 packets; the kernel leaves their transport checksums alone.

@@ -14,7 +14,7 @@ struct QueueMailboxTests {
     @Test func `each packet is decided with what was posted before it was sent`() throws {
         let arrived = try QueueLab.inNamespace { () -> [String] in
             let queue = try startQueue(0, HandlerLog())
-            try QueueLab.divertAll(queues: "0:0")
+            try QueueLab.divertAll()
             let receiver = try LabSocket.udp(host: 1, port: 4000)
             let sender = try LabSocket.udp(host: 2)
             var arrived: [String] = []
@@ -25,14 +25,15 @@ struct QueueMailboxTests {
             }
             return arrived
         }
-        #expect(arrived == (0..<200).map { "R" + String(UnicodeScalar(UInt8(65 + $0 % 26))) })
+        let expected = (0..<200).map { round in String(decoding: [82, UInt8(65 + round % 26)], as: UTF8.self) }
+        #expect(arrived == expected)
     }
 
     @Test func `posts of one thread are taken in order, with traffic and other posters beside`() throws {
         let messages = try QueueLab.inNamespace { () -> [Int] in
             let log = HandlerLog()
             let queue = try startQueue(0, log)
-            try QueueLab.divertAll(queues: "0:0")
+            try QueueLab.divertAll()
             let sender = try LabSocket.udp(host: 2)
             let group = DispatchGroup()
             let failures = FailureCount()
@@ -67,11 +68,11 @@ struct QueueMailboxTests {
         let (error, messages) = try QueueLab.inNamespace { () -> (MailboxError?, [Int]) in
             let log = HandlerLog()
             let queue = try startQueue(0, log)
-            try QueueLab.divertAll(queues: "0:0")
+            try QueueLab.divertAll()
             try LabSocket.udp(host: 2).send(Array("L?".utf8), to: 1, port: 4000)
             usleep(200_000)
             var thrown: MailboxError?
-            do { try queue.post([1]) } catch { thrown = error }
+            do throws(MailboxError) { try queue.post([1]) } catch { thrown = error }
             try queue.post([2])
             return (thrown, log.messages.withLock { $0 })
         }
@@ -83,7 +84,7 @@ struct QueueMailboxTests {
         let error = try QueueLab.inNamespace { () -> MailboxError? in
             let queue = try startQueue(0, HandlerLog())
             queue.stop()
-            do { try queue.post([1]) } catch { return error }
+            do throws(MailboxError) { try queue.post([1]) } catch { return error }
             return nil
         }
         #expect(error == .stopped)

@@ -12,8 +12,8 @@ struct QueueMessageTests {
         + [2, 0, 0, 7]  // nfgenmsg: AF_INET, version 0, queue 7
         + half(11) + half(1) + [0, 0, 1, 2, 8, 0, 4, 0]  // NFQA_PACKET_HDR: number 258, IPv4, hook POST_ROUTING
         + half(8) + half(3) + [0, 0, 0, 9]  // NFQA_MARK 9
-        + half(8) + half(13) + [0, 0, 0, 1]  // NFQA_SKB_INFO: CSUMNOTREADY
-        + half(8) + half(12) + [0, 0, 0, 5]  // NFQA_CAP_LEN 5
+        + half(8) + half(14) + [0, 0, 0, 1]  // NFQA_SKB_INFO: CSUMNOTREADY
+        + half(8) + half(13) + [0, 0, 0, 5]  // NFQA_CAP_LEN 5
         + half(9) + half(10) + [0x45, 1, 2, 3, 4]  // NFQA_PAYLOAD of 5 octets, not padded at the end
 
     private static func half(_ value: UInt16) -> [UInt8] { withUnsafeBytes(of: value) { Array($0) } }

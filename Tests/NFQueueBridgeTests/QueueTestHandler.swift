@@ -10,6 +10,8 @@ import Wire
 final class HandlerLog: Sendable {
     let messages = Mutex<[Int]>([])
     let states = Mutex<[ChecksumState]>([])
+    /// Octets of the longest TCP packet.
+    let longest = Atomic<Int>(0)
     let batchEnds = Atomic<Int>(0)
     let handlersMade = Atomic<Int>(0)
     let handlersDestroyed = Atomic<Int>(0)
@@ -21,7 +23,7 @@ final class HandlerLog: Sendable {
     var allocationCount: Int { allocation_counter_read(allocations) }
 }
 
-/// Decides by the first octet of a UDP datagram: D is dropped; R is rewritten, its second octet becoming the letter that
+/// Gives TCP back rewritten, with a checksum of its own; otherwise decides by the first octet of a UDP datagram: D is dropped; R is rewritten, its second octet becoming the letter that
 /// was last posted; M gets mark 7; S keeps the thread for 20 ms, L for 3 s; anything else passes. What is no UDP is dropped.
 struct TestHandler: VerdictHandler, ~Copyable {
     let log: HandlerLog
@@ -39,6 +41,11 @@ struct TestHandler: VerdictHandler, ~Copyable {
     }
 
     mutating func verdict(for packet: inout MutableSpan<UInt8>, _ metadata: PacketMetadata) -> Verdict {
+        if packet.count >= 40, packet[9] == 6 {
+            complete(&packet, checksumAt: 36)
+            log.longest.max(packet.count, ordering: .relaxed)
+            return .acceptRewritten
+        }
         guard packet.count >= 30, packet[0] == 0x45, packet[9] == 17, (packet[6] & 0x3f) | packet[7] == 0 else {
             return .drop
         }
@@ -46,7 +53,7 @@ struct TestHandler: VerdictHandler, ~Copyable {
         case UInt8(ascii: "D"): return .drop
         case UInt8(ascii: "R"):
             packet[29] = letter
-            complete(&packet)
+            complete(&packet, checksumAt: 26)
             return .acceptRewritten
         case UInt8(ascii: "r"):
             // Changes the packet's octets without saying so: nothing of it may arrive.
@@ -66,18 +73,18 @@ struct TestHandler: VerdictHandler, ~Copyable {
         }
     }
 
-    /// Computes the UDP checksum in full.
-    private func complete(_ packet: inout MutableSpan<UInt8>) {
-        packet[26] = 0
-        packet[27] = 0
-        var sum = UInt32(17 + packet.count - 20)
+    /// Computes the transport checksum in full.
+    private func complete(_ packet: inout MutableSpan<UInt8>, checksumAt place: Int) {
+        packet[place] = 0
+        packet[place + 1] = 0
+        var sum = UInt32(Int(packet[9]) + packet.count - 20)
         for index in 12..<packet.count {
             sum &+= index & 1 == 0 ? UInt32(packet[index]) << 8 : UInt32(packet[index])
         }
         while sum >> 16 != 0 { sum = (sum & 0xffff) + sum >> 16 }
         let checksum = ~UInt16(truncatingIfNeeded: sum)
-        packet[26] = UInt8(checksum >> 8)
-        packet[27] = UInt8(checksum & 0xff)
+        packet[place] = UInt8(checksum >> 8)
+        packet[place + 1] = UInt8(checksum & 0xff)
     }
 
     mutating func receive(_ message: Int) {

@@ -30,3 +30,7 @@ int nfqmig_enter_network_namespace(int fd);
 
 /// unshare(CLONE_NEWNET) for the calling thread: the tests' own, empty network namespace. Returns 0 or -errno.
 int nfqmig_unshare_network(void);
+
+/// <linux/filter.h> is macros (BPF_STMT, SKF_AD_NLATTR) that Swift does not import. Lets only conntrack messages of TCP
+/// connections into the receive buffer of the netlink socket `fd`. Returns 0 or -errno.
+int nfqmig_receive_only_tcp_conntrack(int fd);

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import CNetfilter
+internal import Glibc
+public import Ruleset
+internal import Wire
+
+extension NetfilterTable {
+    /// All elements that the kernel holds now, set by set; elements whose time-out has passed are not among them. Packets
+    /// may add replies, and time-outs may remove elements, while this reads.
+    ///
+    /// - Throws: `NetlinkError`; ENOENT when there is no table.
+    public func elements() throws(NetlinkError) -> [TableElement] {
+        var all: [TableElement] = []
+        for definition in ruleset.sets { all += try elements(of: definition.name) }
+        return all
+    }
+
+    private func elements(of name: SetName) throws(NetlinkError) -> [TableElement] {
+        let request = NftSet(table: ruleset.tableName, name: name.description)
+        var elements: [TableElement] = []
+        try unsafe dump(NFT_MSG_GETSETELEM) {
+            unsafe request.writeElements(to: $0)
+        } restart: {
+            elements = []
+        } read: { message in
+            let part = NftSet()
+            guard unsafe part.readElements(message) else { return }
+            part.forEachElement { key, data, chain in
+                let value: ElementForm.Value
+                if let chain {
+                    guard let chain = ChainName(rawValue: chain) else { return }
+                    value = .goTo(chain)
+                } else {
+                    value = data.isEmpty ? .none : .octets(data)
+                }
+                if let element = ElementForm(set: name, key: key, value: value).element { elements.append(element) }
+            }
+        }
+        return elements
+    }
+
+    /// A table of our name, if there is one.
+    func readTable() throws(NetlinkError) -> FoundTable? {
+        let request = NftTable(name: ruleset.tableName)
+        var comment: String?
+        var isThere = false
+        do throws(NetlinkError) {
+            try unsafe ask(NFT_MSG_GETTABLE, flags: NLM_F_ACK) {
+                unsafe request.write(to: $0)
+            } read: { message in
+                let table = NftTable()
+                guard unsafe table.read(message) else { return }
+                isThere = true
+                comment = table.comment
+            }
+        } catch {
+            if error.errno == ENOENT { return nil }
+            throw error
+        }
+        return isThere ? FoundTable(comment: comment) : nil
+    }
+
+    /// How the table in the kernel queues packets.
+    func readQueueStatement() throws(NetlinkError) -> QueueStatement? {
+        let request = NftRule(table: ruleset.tableName, chain: ChainName.enqueue.rawValue)
+        var statement: QueueStatement?
+        try unsafe dump(NFT_MSG_GETRULE) {
+            unsafe request.write(to: $0)
+        } restart: {
+            statement = nil
+        } read: { message in
+            let rule = NftRule()
+            guard unsafe rule.read(message) else { return }
+            for name in rule.expressionNames {
+                if name == "queue" { statement = .native }
+                if name == "target" { statement = .xtTarget }
+            }
+        }
+        return statement
+    }
+
+    /// A dump; begins again when another program has changed nf_tables meanwhile (NLM_F_DUMP_INTR).
+    private func dump(
+        _ type: nf_tables_msg_types, write: (UnsafeMutablePointer<nlmsghdr>) -> Void, restart: () -> Void,
+        read: (UnsafePointer<nlmsghdr>) -> Void
+    ) throws(NetlinkError) {
+        for _ in 0..<100 {
+            restart()
+            if try unsafe ask(type, flags: NLM_F_DUMP, write: write, read: read) { return }
+        }
+        throw NetlinkError(operation: .readTable, errno: EINTR)
+    }
+
+    /// Sends one request and reads its answers up to the last.
+    ///
+    /// - Returns: whether the answers belong together.
+    @discardableResult
+    private func ask(
+        _ type: nf_tables_msg_types, flags: Int32, write: (UnsafeMutablePointer<nlmsghdr>) -> Void,
+        read: (UnsafePointer<nlmsghdr>) -> Void
+    ) throws(NetlinkError) -> Bool {
+        let sequence = nextSequence()
+        let octets = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
+        defer { unsafe octets.deallocate() }
+        guard let start = unsafe octets.baseAddress?.assumingMemoryBound(to: CChar.self),
+            let message = unsafe nftnl_nlmsg_build_hdr(
+                start, UInt16(type.rawValue), UInt16(NFPROTO_INET), UInt16(NLM_F_REQUEST | flags), sequence)
+        else { return false }
+        unsafe write(message)
+        try unsafe socket.send(
+            UnsafeRawBufferPointer(start: start, count: Int(message.pointee.nlmsg_len)), for: .readTable)
+
+        var isConsistent = true
+        try unsafe socket.receiveMessages(for: .readTable) { (answer) throws(NetlinkError) -> Bool in
+            guard unsafe answer.pointee.nlmsg_seq == sequence else { return false }
+            if unsafe Int32(answer.pointee.nlmsg_flags) & NLM_F_DUMP_INTR != 0 { isConsistent = false }
+            if let number = unsafe NetlinkSocket.errorNumber(of: answer) {
+                if number == EINTR {
+                    isConsistent = false
+                } else if number != 0 {
+                    throw NetlinkError(operation: .readTable, errno: number)
+                }
+                return true
+            }
+            if unsafe Int32(answer.pointee.nlmsg_type) == NLMSG_DONE { return true }
+            unsafe read(answer)
+            return false
+        }
+        return isConsistent
+    }
+}
+
+/// A table that is in the kernel.
+struct FoundTable {
+    /// What it says of itself, if anything.
+    let comment: String?
+}

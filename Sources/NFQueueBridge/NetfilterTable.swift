@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import CNetfilter
+internal import Glibc
+public import Ruleset
+
+/// Our nftables table in the kernel: made once, adopted by a daemon that starts again, and changed by elements only.
+/// Nothing outside the table is touched. It works in the network namespace of the thread that makes this object, and
+/// belongs to one thread at a time.
+public final class NetfilterTable {
+    /// What `establish` found and did.
+    public enum Establishment: Hashable, Sendable {
+        /// There was no table of that name; now there is.
+        case created
+        /// There was the same table. It, its elements and the packets in its queues have not been touched.
+        case adopted
+        /// There was another table of that name. It has been replaced; its elements are gone.
+        case replaced(reason: String)
+    }
+
+    /// The table as it is, or would be, in the kernel.
+    public let ruleset: Ruleset
+    /// How the kernel's table queues packets; nil until `establish`.
+    public private(set) var queueStatement: QueueStatement?
+
+    let socket: NetlinkSocket
+    private var sequence: UInt32 = 1
+
+    /// Opens a socket; changes nothing.
+    ///
+    /// - Throws: `NetlinkError` with operation `.openSocket`.
+    public init(_ options: RulesetOptions) throws(NetlinkError) {
+        ruleset = Ruleset(options)
+        socket = try NetlinkSocket()
+        socket.prepareForTransactions()
+    }
+
+    /// Makes sure that the table is in the kernel, in one transaction; leaves it alone if the same table is there
+    /// already. The queue statement is nf_tables' own where the kernel has it, and else the xt target.
+    ///
+    /// - Parameter additions: elements that a created or replaced table has from the first moment. An adopted table
+    ///   does not get them.
+    /// - Throws: `TableError`; then nothing has changed. EPERM: the capability CAP_NET_ADMIN is missing.
+    public func establish(carrying additions: [TableChange.Addition] = []) throws(TableError) -> Establishment {
+        let forms = try additions.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
+        var attempts = 0
+        while true {
+            attempts += 1
+            let found = try wrap { () throws(NetlinkError) in try readTable() }
+            if let found, found.comment == ruleset.comment {
+                queueStatement = try wrap { () throws(NetlinkError) in try readQueueStatement() }
+                return .adopted
+            }
+            // Another program may make or delete the table between our look and our transaction.
+            if try create(replacing: found != nil, additions, forms, mayRepeat: attempts < 5) {
+                guard let found else { return .created }
+                let name = found.comment.map { "“\($0)”" } ?? "no comment"
+                return .replaced(
+                    reason: "the table \(ruleset.tableName) had \(name) where this version writes “\(ruleset.comment)”")
+            }
+        }
+    }
+
+    /// Changes elements in one transaction and waits for the kernel's answer: afterwards every packet meets all of the
+    /// change. On an error nothing has changed. There is no limit on the number of elements.
+    ///
+    /// - Throws: `TableError`. ENOENT: there is no table; EEXIST: an added element is there with another value; ENFILE:
+    ///   a set is full.
+    public func apply(_ change: TableChange) throws(TableError) {
+        if change.isEmpty { return }
+        let removed = try change.remove.map { (element) throws(TableError) in try TableError.form(of: element) }
+        let added = try change.add.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
+        // nf_tables refuses to delete what is not there. So each element to remove is first added (nothing happens when
+        // it is there) and then deleted. When adding fails, since another value is there or the set is full, deleting
+        // alone is tried; when that fails, it is not there. Each step is taken once, so this ends.
+        var removals = [Removal](repeating: .addAndDelete, count: removed.count)
+        while true {
+            var batch = NftBatch(firstSequence: sequence)
+            var origins: [Origin] = [.frame]
+            for (index, form) in removed.enumerated() {
+                if removals[index] == .addAndDelete {
+                    write(form, NFT_MSG_NEWSETELEM, to: &batch)
+                    origins.append(.removal(index, isDeletion: false))
+                }
+                if removals[index] != .nothing {
+                    write(form, NFT_MSG_DELSETELEM, to: &batch)
+                    origins.append(.removal(index, isDeletion: true))
+                }
+            }
+            for (index, form) in added.enumerated() {
+                write(form, NFT_MSG_NEWSETELEM, lifetime: change.add[index].lifetime, to: &batch)
+                origins.append(.addition(index))
+            }
+            if batch.messageCount == 1 { return }
+
+            let failures = try wrap { () throws(NetlinkError) in try transact(&batch, for: .changeTable) }
+            if failures.isEmpty { return }
+            let refused = Set(failures.map(\.index))
+            let attempted = removals
+            for failure in failures {
+                let origin = origins.indices.contains(failure.index) ? origins[failure.index] : .frame
+                switch (origin, failure.errno) {
+                case (.removal(let index, isDeletion: false), EEXIST), (.removal(let index, isDeletion: false), EBUSY),
+                    (.removal(let index, isDeletion: false), ENFILE):
+                    removals[index] = .delete
+                case (.removal(let index, isDeletion: true), ENOENT) where attempted[index] == .delete:
+                    removals[index] = .nothing
+                case (.removal(_, isDeletion: true), ENOENT) where refused.contains(failure.index - 1):
+                    // The deletion of an element whose addition, the message before, is dealt with above.
+                    continue
+                default:
+                    throw .kernel(
+                        NetlinkError(operation: .changeTable, errno: failure.errno),
+                        element: origin.element(in: change))
+                }
+            }
+        }
+    }
+
+    /// Deletes the table with all elements, in one transaction; packets in its queues are dropped. Succeeds when there
+    /// is none.
+    public func remove() throws(NetlinkError) {
+        var batch = NftBatch(firstSequence: sequence)
+        let table = NftTable(name: ruleset.tableName)
+        unsafe batch.append(NFT_MSG_DELTABLE) { unsafe table.write(to: $0) }
+        let failures = try transact(&batch, for: .deleteTable)
+        if let failure = failures.first, failure.errno != ENOENT {
+            throw NetlinkError(operation: .deleteTable, errno: failure.errno)
+        }
+        queueStatement = nil
+    }
+
+    /// Whether there is a table of this name, ours or not.
+    public var exists: Bool {
+        get throws(NetlinkError) { try readTable() != nil }
+    }
+
+    // MARK: - Transactions
+
+    /// One attempt to create the table. False when it met another program's change and should be repeated.
+    private func create(
+        replacing: Bool, _ additions: [TableChange.Addition], _ forms: [ElementForm], mayRepeat: Bool
+    ) throws(TableError) -> Bool {
+        for statement in [QueueStatement.native, .xtTarget] {
+            var batch = NftBatch(firstSequence: sequence)
+            if replacing {
+                let old = NftTable(name: ruleset.tableName)
+                unsafe batch.append(NFT_MSG_DELTABLE) { unsafe old.write(to: $0) }
+            }
+            var encoder = NftRulesetEncoder(ruleset, queueStatement: statement)
+            encoder.write(to: &batch)
+            let firstElement = Int(batch.messageCount)
+            for (addition, form) in zip(additions, forms) {
+                write(form, NFT_MSG_NEWSETELEM, lifetime: addition.lifetime, to: &batch)
+            }
+            let queueRule = encoder.queueRuleSequence.map { Int($0 &- batch.firstSequence) }
+            let failures = try wrap { () throws(NetlinkError) in try transact(&batch, for: .createTable) }
+            guard let failure = failures.first else {
+                queueStatement = statement
+                return true
+            }
+            // The first message is the deletion or the creation of the table.
+            if failure.index == 1, mayRepeat, failure.errno == (replacing ? ENOENT : EEXIST) { return false }
+            if statement == .native, failure.errno == ENOENT, failure.index == queueRule { continue }
+            let element = additions.indices.contains(failure.index - firstElement)
+                ? additions[failure.index - firstElement].element : nil
+            throw .kernel(NetlinkError(operation: .createTable, errno: failure.errno), element: element)
+        }
+        return false
+    }
+
+    private func write(
+        _ form: ElementForm, _ type: nf_tables_msg_types, lifetime: UInt32? = nil, to batch: inout NftBatch
+    ) {
+        let set = NftSet(table: ruleset.tableName, name: form.set.description)
+        let element = NftElement(key: form.key)
+        let isNew = type == NFT_MSG_NEWSETELEM
+        if isNew {
+            switch form.value {
+            case .none: break
+            case .goTo(let chain): element.setGoTo(chain.rawValue)
+            case .octets(let octets): element.setData(octets)
+            }
+            if let lifetime { element.setTimeout(milliseconds: UInt64(lifetime) * 1000) }
+        }
+        set.append(element)
+        unsafe batch.append(type, flags: isNew ? NLM_F_CREATE : 0) { unsafe set.writeElements(to: $0) }
+    }
+
+    /// Sends a transaction and collects the kernel's answers.
+    ///
+    /// - Returns: what failed, in the order of the messages; empty when the transaction has been made.
+    private func transact(
+        _ batch: inout NftBatch, for operation: NetlinkError.Operation
+    ) throws(NetlinkError) -> [TransactionFailure] {
+        let last = batch.end()
+        sequence = last &+ 2
+        let first = batch.firstSequence
+        while true {
+            let answers = try unsafe batch.withOctets { (octets) throws(NetlinkError) in
+                try unsafe socket.transact(octets, for: operation)
+            }
+            let failures = answers.filter { $0.errno != 0 }
+                .map { TransactionFailure(index: Int($0.sequence &- first), errno: $0.errno) }
+            // Interrupted by a signal or by another program's transaction: nothing has happened.
+            if failures.contains(where: { $0.errno == EINTR || $0.errno == ERESTART }) { continue }
+            if failures.isEmpty, !answers.contains(where: { $0.sequence == last }) {
+                throw NetlinkError(operation: operation, errno: ETIMEDOUT)
+            }
+            return failures.sorted { $0.index < $1.index }
+        }
+    }
+
+    func nextSequence() -> UInt32 {
+        defer { sequence &+= 1 }
+        return sequence
+    }
+
+    private func wrap<Result>(_ body: () throws(NetlinkError) -> Result) throws(TableError) -> Result {
+        do {
+            return try body()
+        } catch {
+            throw .kernel(error, element: nil)
+        }
+    }
+}
+
+/// A message of a transaction that the kernel refused.
+private struct TransactionFailure {
+    /// Which message; 0 is the beginning of the transaction.
+    let index: Int
+    let errno: Int32
+}
+
+/// How an element is being removed.
+private enum Removal {
+    case addAndDelete
+    case delete
+    case nothing
+}
+
+/// What a message of a change is there for.
+private enum Origin {
+    case frame
+    case removal(Int, isDeletion: Bool)
+    case addition(Int)
+
+    func element(in change: TableChange) -> TableElement? {
+        switch self {
+        case .frame: nil
+        case .removal(let index, _): change.remove[index]
+        case .addition(let index): change.add[index].element
+        }
+    }
+}
+
+/// A change of the table that failed; the table is as it was.
+public enum TableError: Error, Hashable, Sendable, CustomStringConvertible {
+    /// The kernel refused it. The element is the first that it refused, nil when the cause is not an element.
+    case kernel(NetlinkError, element: TableElement?)
+    /// An element with addresses of both families.
+    case mixedFamilies(MixedFamilies)
+
+    public var description: String {
+        switch self {
+        case .kernel(let error, nil): error.description
+        case .kernel(let error, let element?): "Element \(element): \(error.description)"
+        case .mixedFamilies(let error): error.description
+        }
+    }
+
+    static func form(of element: TableElement) throws(TableError) -> ElementForm {
+        do throws(MixedFamilies) {
+            return try ElementForm(element)
+        } catch {
+            throw .mixedFamilies(error)
+        }
+    }
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import CNetfilter
+internal import Ruleset
+internal import Wire
+
+/// Encodes the statements of one rule as the expressions that nft makes of them, so that `nft list table` shows the
+/// statements again.
+struct NftRuleEncoder {
+    /// What the kernel replaces by a number of its own.
+    static let anonymousName = "__set%d"
+    /// The first 32-bit register; a key's fields fill this one and the following.
+    private static let firstRegister = UInt32(NFT_REG32_00.rawValue)
+
+    private let queueStatement: QueueStatement
+    /// The rule's anonymous set of ICMP types, by family.
+    private let anonymousSets: [AddressFamily: UInt32]
+    /// What the rule has asked already.
+    private var hasFamily = false
+    private var hasProtocol = false
+
+    init(queueStatement: QueueStatement, anonymousSets: [AddressFamily: UInt32]) {
+        self.queueStatement = queueStatement
+        self.anonymousSets = anonymousSets
+    }
+
+    mutating func write(_ statement: Statement, to rule: borrowing NftRule) {
+        switch statement {
+        case .hasMark(let mark):
+            load(meta: NFT_META_MARK, to: rule)
+            compare(octets(mark), to: rule)
+        case .isTCP:
+            require(protocol: UInt8(IPPROTO_TCP), to: rule)
+        case .isICMPError(let family):
+            require(family, to: rule)
+            require(protocol: UInt8(family == .ipv4 ? IPPROTO_ICMP : IPPROTO_ICMPV6), to: rule)
+            load(base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: 0, length: 1, into: Self.firstRegister, to: rule)
+            lookUp(Self.anonymousName, id: anonymousSets[family], to: rule)
+        case .isIn(let key, let set):
+            load(key, to: rule)
+            lookUp(set.description, to: rule)
+        case .verdict(let key, let map):
+            load(key, to: rule)
+            lookUp(map.description, into: UInt32(NFT_REG_VERDICT.rawValue), to: rule)
+        case .update(let set, let key):
+            load(key, to: rule)
+            let expression = NftExpression("dynset")
+            expression.set(NFTNL_EXPR_DYNSET_SREG_KEY, Self.firstRegister)
+            expression.set(NFTNL_EXPR_DYNSET_OP, UInt32(NFT_DYNSET_OP_UPDATE.rawValue))
+            expression.set(NFTNL_EXPR_DYNSET_SET_NAME, set.description)
+            rule.append(expression)
+        case .translateDestination(let key, let map):
+            load(key, to: rule)
+            lookUp(map.description, into: Self.firstRegister, to: rule)
+            translateDestination(key.family, to: rule)
+        case .setMark(let mark):
+            let value = NftExpression("immediate")
+            value.set(NFTNL_EXPR_IMM_DREG, Self.firstRegister)
+            value.set(NFTNL_EXPR_IMM_DATA, octets(mark))
+            rule.append(value)
+            let expression = NftExpression("meta")
+            expression.set(NFTNL_EXPR_META_KEY, UInt32(NFT_META_MARK.rawValue))
+            expression.set(NFTNL_EXPR_META_SREG, Self.firstRegister)
+            rule.append(expression)
+        case .notrack: rule.append(NftExpression("notrack"))
+        case .goTo(let chain): decide(UInt32(bitPattern: Int32(NFT_GOTO.rawValue)), chain: chain, to: rule)
+        case .accept: decide(UInt32(NF_ACCEPT), to: rule)
+        case .queue(let first, let count): queue(first: first, count: count, to: rule)
+        case .rejectWithTCPReset:
+            let expression = NftExpression("reject")
+            expression.set(NFTNL_EXPR_REJECT_TYPE, UInt32(NFT_REJECT_TCP_RST.rawValue))
+            expression.set(NFTNL_EXPR_REJECT_CODE, UInt8(0))
+            rule.append(expression)
+        }
+    }
+
+    /// Fields as they are in the packet, each from a 32-bit register on.
+    private mutating func load(_ key: PacketKey, to rule: borrowing NftRule) {
+        require(key.family, to: rule)
+        if key.needsTCP { require(protocol: UInt8(IPPROTO_TCP), to: rule) }
+        let addressLength: UInt32 = key.family == .ipv4 ? 4 : 16
+        // RFC 791 section 3.1, RFC 8200 section 3.
+        let sourceOffset: UInt32 = key.family == .ipv4 ? 12 : 8
+        var register = Self.firstRegister
+        for field in key.fields {
+            switch field {
+            case .saddr, .daddr:
+                let offset = field == .saddr ? sourceOffset : sourceOffset + addressLength
+                load(
+                    base: NFT_PAYLOAD_NETWORK_HEADER, offset: offset, length: addressLength, into: register, to: rule)
+                register += addressLength / 4
+            case .sport, .dport:
+                let offset: UInt32 = field == .sport ? 0 : 2
+                load(base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: offset, length: 2, into: register, to: rule)
+                register += 1
+            }
+        }
+    }
+
+    private mutating func require(_ family: AddressFamily, to rule: borrowing NftRule) {
+        if hasFamily { return }
+        hasFamily = true
+        load(meta: NFT_META_NFPROTO, to: rule)
+        compare([UInt8(family == .ipv4 ? NFPROTO_IPV4 : NFPROTO_IPV6)], to: rule)
+    }
+
+    private mutating func require(protocol number: UInt8, to rule: borrowing NftRule) {
+        if hasProtocol { return }
+        hasProtocol = true
+        load(meta: NFT_META_L4PROTO, to: rule)
+        compare([number], to: rule)
+    }
+
+    private func load(meta key: nft_meta_keys, to rule: borrowing NftRule) {
+        let expression = NftExpression("meta")
+        expression.set(NFTNL_EXPR_META_KEY, UInt32(key.rawValue))
+        expression.set(NFTNL_EXPR_META_DREG, Self.firstRegister)
+        rule.append(expression)
+    }
+
+    private func load(
+        base: nft_payload_bases, offset: UInt32, length: UInt32, into register: UInt32, to rule: borrowing NftRule
+    ) {
+        let expression = NftExpression("payload")
+        expression.set(NFTNL_EXPR_PAYLOAD_DREG, register)
+        expression.set(NFTNL_EXPR_PAYLOAD_BASE, UInt32(base.rawValue))
+        expression.set(NFTNL_EXPR_PAYLOAD_OFFSET, offset)
+        expression.set(NFTNL_EXPR_PAYLOAD_LEN, length)
+        rule.append(expression)
+    }
+
+    private func compare(_ octets: [UInt8], to rule: borrowing NftRule) {
+        let expression = NftExpression("cmp")
+        expression.set(NFTNL_EXPR_CMP_SREG, Self.firstRegister)
+        expression.set(NFTNL_EXPR_CMP_OP, UInt32(NFT_CMP_EQ.rawValue))
+        expression.set(NFTNL_EXPR_CMP_DATA, octets)
+        rule.append(expression)
+    }
+
+    /// Ends the rule when the key is not there; else puts the key's value into `destination`, if there is one.
+    private func lookUp(
+        _ set: String, id: UInt32? = nil, into destination: UInt32? = nil, to rule: borrowing NftRule
+    ) {
+        let expression = NftExpression("lookup")
+        expression.set(NFTNL_EXPR_LOOKUP_SREG, Self.firstRegister)
+        expression.set(NFTNL_EXPR_LOOKUP_SET, set)
+        if let id { expression.set(NFTNL_EXPR_LOOKUP_SET_ID, id) }
+        if let destination { expression.set(NFTNL_EXPR_LOOKUP_DREG, destination) }
+        rule.append(expression)
+    }
+
+    /// The map's value is address, then port, from the first register on.
+    private func translateDestination(_ family: AddressFamily, to rule: borrowing NftRule) {
+        let portRegister = Self.firstRegister + (family == .ipv4 ? 1 : 4)
+        let expression = NftExpression("nat")
+        expression.set(NFTNL_EXPR_NAT_TYPE, UInt32(NFT_NAT_DNAT.rawValue))
+        expression.set(NFTNL_EXPR_NAT_FAMILY, UInt32(family == .ipv4 ? NFPROTO_IPV4 : NFPROTO_IPV6))
+        expression.set(NFTNL_EXPR_NAT_REG_ADDR_MIN, Self.firstRegister)
+        expression.set(NFTNL_EXPR_NAT_REG_PROTO_MIN, portRegister)
+        rule.append(expression)
+    }
+
+    private func decide(_ verdict: UInt32, chain: ChainName? = nil, to rule: borrowing NftRule) {
+        let expression = NftExpression("immediate")
+        expression.set(NFTNL_EXPR_IMM_DREG, UInt32(NFT_REG_VERDICT.rawValue))
+        expression.set(NFTNL_EXPR_IMM_VERDICT, verdict)
+        if let chain { expression.set(NFTNL_EXPR_IMM_CHAIN, chain.rawValue) }
+        rule.append(expression)
+    }
+
+    /// Neither form bypasses: without a listener the packet is dropped, not leaked. Neither spreads by CPU: that lets a
+    /// connection's packets overtake each other.
+    private func queue(first: UInt16, count: UInt16, to rule: borrowing NftRule) {
+        switch queueStatement {
+        case .native:
+            let expression = NftExpression("queue")
+            expression.set(NFTNL_EXPR_QUEUE_NUM, first)
+            expression.set(NFTNL_EXPR_QUEUE_TOTAL, count)
+            expression.set(NFTNL_EXPR_QUEUE_FLAGS, UInt16(0))
+            rule.append(expression)
+        case .xtTarget:
+            let expression = NftExpression("target")
+            expression.set(NFTNL_EXPR_TG_NAME, "NFQUEUE")
+            expression.set(NFTNL_EXPR_TG_REV, UInt32(3))
+            // struct xt_NFQ_info_v3 (first queue, number of queues, flags: three 16-bit numbers in host order), padded
+            // to the eight octets that XT_ALIGN makes of it.
+            expression.setTargetInfo(octets(first) + octets(count) + [0, 0, 0, 0])
+            rule.append(expression)
+        }
+    }
+
+    /// A number in the machine's byte order, as the kernel takes marks and xt data.
+    private func octets(_ number: some FixedWidthInteger) -> [UInt8] {
+        unsafe withUnsafeBytes(of: number) { unsafe Array($0) }
+    }
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import CNetfilter
+internal import Ruleset
+internal import Wire
+
+/// How the kernel is told to queue a packet; the meaning is the same.
+public enum QueueStatement: Hashable, Sendable {
+    /// nf_tables' own expression `queue` (CONFIG_NFT_QUEUE).
+    case native
+    /// The xt target NFQUEUE through nft_compat, for kernels without the expression.
+    case xtTarget
+}
+
+/// Encodes the whole table as messages of one transaction.
+struct NftRulesetEncoder {
+    private let ruleset: Ruleset
+    private let queueStatement: QueueStatement
+    /// Number of the next anonymous set within the transaction.
+    private var nextSetID: UInt32 = 1
+    /// Sequence number of the message with the queue statement, once written.
+    private(set) var queueRuleSequence: UInt32?
+
+    init(_ ruleset: Ruleset, queueStatement: QueueStatement) {
+        self.ruleset = ruleset
+        self.queueStatement = queueStatement
+    }
+
+    /// Adds the messages that create the table. They fail with EEXIST when there is one of this name.
+    mutating func write(to batch: inout NftBatch) {
+        let table = NftTable(name: ruleset.tableName)
+        table.setComment(ruleset.comment)
+        unsafe batch.append(NFT_MSG_NEWTABLE, flags: NLM_F_CREATE | NLM_F_EXCL) { unsafe table.write(to: $0) }
+        for set in ruleset.sets { write(set, to: &batch) }
+        // All chains before the first rule: rules name chains.
+        for chain in ruleset.chains { write(chain, to: &batch) }
+        for chain in ruleset.chains {
+            for rule in chain.rules { write(rule, of: chain.name, to: &batch) }
+        }
+    }
+
+    private mutating func write(_ definition: NamedSet, to batch: inout NftBatch) {
+        let set = NftSet(table: ruleset.tableName, name: definition.name.description)
+        var flags = NFT_SET_TIMEOUT.rawValue
+        switch definition.value {
+        case .none: break
+        case .verdict:
+            flags |= NFT_SET_MAP.rawValue
+            set.set(NFTNL_SET_DATA_TYPE, UInt32(NFT_DATA_VERDICT.rawValue))
+            set.set(NFTNL_SET_DATA_LEN, 0)
+        case .data(let types):
+            flags |= NFT_SET_MAP.rawValue
+            set.set(NFTNL_SET_DATA_TYPE, types.typeNumber)
+            set.set(NFTNL_SET_DATA_LEN, types.paddedLength)
+        }
+        if definition.isDynamic { flags |= NFT_SET_EVAL.rawValue }
+        set.set(NFTNL_SET_FLAGS, flags)
+        set.set(NFTNL_SET_KEY_TYPE, definition.key.typeNumber)
+        set.set(NFTNL_SET_KEY_LEN, definition.key.paddedLength)
+        set.set(NFTNL_SET_ID, takeSetID())
+        if let size = definition.size { set.set(NFTNL_SET_DESC_SIZE, size) }
+        if let timeout = definition.timeout { set.setTimeout(milliseconds: UInt64(timeout) * 1000) }
+        unsafe batch.append(NFT_MSG_NEWSET, flags: NLM_F_CREATE) { unsafe set.write(to: $0) }
+    }
+
+    private func write(_ definition: Chain, to batch: inout NftBatch) {
+        let chain = NftChain(table: ruleset.tableName, name: definition.name.rawValue)
+        if let hook = definition.hook {
+            chain.setHook(type: hook.kind.rawValue, number: hook.point.rawValue, priority: hook.priority)
+        }
+        unsafe batch.append(NFT_MSG_NEWCHAIN, flags: NLM_F_CREATE) { unsafe chain.write(to: $0) }
+    }
+
+    private mutating func write(_ statements: [Statement], of chain: ChainName, to batch: inout NftBatch) {
+        var anonymousSets: [AddressFamily: UInt32] = [:]
+        for case .isICMPError(let family) in statements {
+            anonymousSets[family] = writeErrorTypes(family, to: &batch)
+        }
+        let rule = NftRule(table: ruleset.tableName, chain: chain.rawValue)
+        var encoder = NftRuleEncoder(queueStatement: queueStatement, anonymousSets: anonymousSets)
+        for statement in statements {
+            if case .queue = statement { queueRuleSequence = batch.nextSequence }
+            encoder.write(statement, to: rule)
+        }
+        unsafe batch.append(NFT_MSG_NEWRULE, flags: NLM_F_CREATE | NLM_F_APPEND) { unsafe rule.write(to: $0) }
+    }
+
+    /// The anonymous set of a rule's ICMP types; the kernel names it and deletes it with the rule.
+    private mutating func writeErrorTypes(_ family: AddressFamily, to batch: inout NftBatch) -> UInt32 {
+        let types = Statement.icmpErrorTypes(family).map(\.type)
+        let id = takeSetID()
+        let set = NftSet(table: ruleset.tableName, name: NftRuleEncoder.anonymousName)
+        set.set(NFTNL_SET_FLAGS, NFT_SET_ANONYMOUS.rawValue | NFT_SET_CONSTANT.rawValue)
+        // TYPE_ICMP_TYPE and TYPE_ICMP6_TYPE of nftables' enum datatypes.
+        set.set(NFTNL_SET_KEY_TYPE, family == .ipv4 ? 14 : 29)
+        set.set(NFTNL_SET_KEY_LEN, 1)
+        set.set(NFTNL_SET_ID, id)
+        set.set(NFTNL_SET_DESC_SIZE, UInt32(types.count))
+        unsafe batch.append(NFT_MSG_NEWSET, flags: NLM_F_CREATE) { unsafe set.write(to: $0) }
+        for type in types { set.append(NftElement(key: [type])) }
+        unsafe batch.append(NFT_MSG_NEWSETELEM, flags: NLM_F_CREATE) { unsafe set.writeElements(to: $0) }
+        return id
+    }
+
+    private mutating func takeSetID() -> UInt32 {
+        defer { nextSetID += 1 }
+        return nextSetID
+    }
+}
+
+extension [DataType] {
+    /// nft's number of a concatenation: six bits for each part, the first part in the highest.
+    fileprivate var typeNumber: UInt32 { reduce(0) { $0 << 6 | $1.rawValue } }
+
+    fileprivate var paddedLength: UInt32 { reduce(0) { $0 + UInt32($1.paddedLength) } }
+}

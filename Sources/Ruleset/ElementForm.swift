@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Wire
+
+/// A table element in the form the kernel keeps it: set, key octets, value.
+public struct ElementForm: Hashable, Sendable {
+    /// What the key maps to.
+    public enum Value: Hashable, Sendable {
+        case none
+        /// The verdict `goto` this chain.
+        case goTo(ChainName)
+        /// Octets of a concatenation.
+        case octets([UInt8])
+    }
+
+    public let set: SetName
+    /// Addresses and ports in network order, each port followed by two zero octets: a part of a concatenation fills
+    /// whole 32-bit registers.
+    public let key: [UInt8]
+    public let value: Value
+
+    /// A form as read from the kernel.
+    public init(set: SetName, key: [UInt8], value: Value) {
+        self.set = set
+        self.key = key
+        self.value = value
+    }
+
+    /// The form of an element.
+    ///
+    /// - Throws: `MixedFamilies` when its addresses are of both families.
+    public init(_ element: TableElement) throws(MixedFamilies) {
+        let purpose: SetName.Purpose
+        let parts: Parts
+        var value = Value.none
+        switch element {
+        case .divert(let tuple, let diversion):
+            (purpose, parts) = (.divert, Parts(tuple))
+            value = .goTo(diversion == .queue ? .enqueue : .guarding)
+        case .divertClient(let client, let home):
+            (purpose, parts) = (.divertClient, Parts(client, home))
+            value = .goTo(.enqueue)
+        case .connection(let tuple, let host):
+            (purpose, parts) = (.connection, Parts(tuple))
+            value = .octets(try Parts(host).octets(of: tuple.source.address.family, in: element))
+        case .client(let client, let home, let host):
+            (purpose, parts) = (.client, Parts(client, home))
+            value = .octets(try Parts(host).octets(of: client.family, in: element))
+        case .guarded(let tuple): (purpose, parts) = (.guarded, Parts(tuple))
+        case .reply(let tuple): (purpose, parts) = (.replies, Parts(tuple))
+        case .icmpHome(let address): (purpose, parts) = (.icmpHome, Parts(address))
+        case .icmpPeer(let address): (purpose, parts) = (.icmpPeer, Parts(address))
+        }
+        set = SetName(purpose, parts.family)
+        key = try parts.octets(of: parts.family, in: element)
+        self.value = value
+    }
+
+    /// The element of this form; nil when key or value is none of ours.
+    public var element: TableElement? {
+        var key = OctetReader(key[...], family: set.family)
+        let element: TableElement?
+        switch set.purpose {
+        case .divert:
+            switch value {
+            case .goTo(.enqueue): element = key.fourTuple().map { .divert($0, .queue) }
+            case .goTo(.guarding): element = key.fourTuple().map { .divert($0, .guard) }
+            default: return nil
+            }
+        case .divertClient:
+            guard value == .goTo(.enqueue), let client = key.address(), let home = key.endpoint() else { return nil }
+            element = .divertClient(client: client, home: home)
+        case .connection:
+            guard let tuple = key.fourTuple(), let host = hostOfValue else { return nil }
+            element = .connection(tuple, host: host)
+        case .client:
+            guard let client = key.address(), let home = key.endpoint(), let host = hostOfValue else { return nil }
+            element = .client(client, home: home, host: host)
+        case .guarded: element = key.fourTuple().map { .guarded($0) }
+        case .replies: element = key.fourTuple().map { .reply($0) }
+        case .icmpHome: element = key.address().map { .icmpHome($0) }
+        case .icmpPeer: element = key.address().map { .icmpPeer($0) }
+        }
+        return key.isAtEnd ? element : nil
+    }
+
+    private var hostOfValue: Endpoint? {
+        guard case .octets(let octets) = value else { return nil }
+        var reader = OctetReader(octets[...], family: set.family)
+        guard let host = reader.endpoint(), reader.isAtEnd else { return nil }
+        return host
+    }
+}
+
+/// Addresses and ports in the order of a key.
+private struct Parts {
+    let family: AddressFamily
+    private var addresses: [IPAddress] = []
+    private var octets: [UInt8] = []
+
+    init(_ tuple: FourTuple) {
+        family = tuple.source.address.family
+        append(tuple.source)
+        append(tuple.destination)
+    }
+
+    init(_ client: IPAddress, _ home: Endpoint) {
+        family = client.family
+        append(client)
+        append(home)
+    }
+
+    init(_ endpoint: Endpoint) {
+        family = endpoint.address.family
+        append(endpoint)
+    }
+
+    init(_ address: IPAddress) {
+        family = address.family
+        append(address)
+    }
+
+    private mutating func append(_ address: IPAddress) {
+        addresses.append(address)
+        octets += address.octets
+    }
+
+    private mutating func append(_ endpoint: Endpoint) {
+        append(endpoint.address)
+        octets += [UInt8(endpoint.port >> 8), UInt8(truncatingIfNeeded: endpoint.port), 0, 0]
+    }
+
+    func octets(of family: AddressFamily, in element: TableElement) throws(MixedFamilies) -> [UInt8] {
+        guard addresses.allSatisfy({ $0.family == family }) else { throw MixedFamilies(element: element) }
+        return octets
+    }
+}
+
+/// Takes addresses and padded ports off the front of octets.
+private struct OctetReader {
+    private var rest: ArraySlice<UInt8>
+    private let family: AddressFamily
+
+    init(_ octets: ArraySlice<UInt8>, family: AddressFamily) {
+        rest = octets
+        self.family = family
+    }
+
+    var isAtEnd: Bool { rest.isEmpty }
+
+    mutating func address() -> IPAddress? {
+        let length = family == .ipv4 ? 4 : 16
+        guard rest.count >= length else { return nil }
+        defer { rest = rest.dropFirst(length) }
+        return IPAddress(octets: rest.prefix(length))
+    }
+
+    mutating func endpoint() -> Endpoint? {
+        guard let address = address(), rest.count >= 4 else { return nil }
+        defer { rest = rest.dropFirst(4) }
+        let port = rest.prefix(2).reduce(0 as UInt16) { $0 << 8 | UInt16($1) }
+        return Endpoint(address: address, port: port)
+    }
+
+    mutating func fourTuple() -> FourTuple? {
+        guard let source = endpoint(), let destination = endpoint() else { return nil }
+        return FourTuple(source: source, destination: destination)
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+public import Wire
+
+/// nft's data types, as far as our table uses them.
+public enum DataType: UInt32, Hashable, Sendable {
+    // The numbers are nft's own (enum datatypes in nftables' include/datatype.h); the kernel keeps them for nft.
+    case ipv4Address = 7
+    case ipv6Address = 8
+    case service = 13
+
+    /// The address type of a family.
+    public init(addressOf family: AddressFamily) {
+        self = family == .ipv4 ? .ipv4Address : .ipv6Address
+    }
+
+    /// The word that nft uses.
+    public var keyword: String {
+        switch self {
+        case .ipv4Address: "ipv4_addr"
+        case .ipv6Address: "ipv6_addr"
+        case .service: "inet_service"
+        }
+    }
+
+    /// Octets in a concatenation: each part is padded at its end to whole 32-bit registers.
+    public var paddedLength: Int {
+        switch self {
+        case .ipv4Address, .service: 4
+        case .ipv6Address: 16
+        }
+    }
+}
+
+/// The name of a set or map: what it is for, and the family of its addresses.
+public struct SetName: Hashable, Sendable, CustomStringConvertible {
+    /// What membership means. The raw values are the names without the family.
+    public enum Purpose: String, Hashable, Sendable, CaseIterable {
+        /// Map: four-tuple → chain. Transit of an old connection, and connections that user space carries.
+        case divert
+        /// Map: client, home → chain. Clients all of whose connections user space carries.
+        case divertClient = "divert_client"
+        /// Map: four-tuple client → home, to host. New connections that the kernel's NAT carries.
+        case connection
+        /// Map: client, home, to host. The same for all connections of a client.
+        case client
+        /// Set: four-tuples of the kernel's own RSTs, towards the host that is guarded against.
+        case guarded
+        /// Set: four-tuples host → client of connections that user space rewrites; learnt from packets.
+        case replies
+        /// Set: homes of connections that user space rewrites; ICMP errors for them quote a rewritten packet.
+        case icmpHome = "icmp_home"
+        /// Set: clients of such connections.
+        case icmpPeer = "icmp_peer"
+    }
+
+    public let purpose: Purpose
+    public let family: AddressFamily
+
+    public init(_ purpose: Purpose, _ family: AddressFamily) {
+        self.purpose = purpose
+        self.family = family
+    }
+
+    /// The name in the kernel, for instance `divert4`.
+    public init?(_ description: some StringProtocol) {
+        guard let digit = description.last?.wholeNumberValue, let octet = UInt8(exactly: digit),
+            let family = AddressFamily(rawValue: octet), let purpose = Purpose(rawValue: String(description.dropLast()))
+        else { return nil }
+        self.init(purpose, family)
+    }
+
+    /// The name in the kernel, for instance `divert4`.
+    public var description: String { "\(purpose.rawValue)\(family.rawValue)" }
+}
+
+/// The definition of a set or map.
+public struct NamedSet: Hashable, Sendable {
+    /// What a key maps to.
+    public enum Value: Hashable, Sendable {
+        /// Nothing: a set.
+        case none
+        /// A verdict: a verdict map.
+        case verdict
+        /// A concatenation of these.
+        case data([DataType])
+    }
+
+    public let name: SetName
+    /// The key: one type or a concatenation.
+    public let key: [DataType]
+    public let value: Value
+    /// Whether rules add elements (nft: `flags dynamic`).
+    public let isDynamic: Bool
+    /// The time-out, in seconds, of elements that come without one; nil: for ever.
+    public let timeout: UInt32?
+    /// The most elements; nil: as many as fit into memory.
+    public let size: UInt32?
+
+    // Every set takes time-outs of single elements: that costs nothing where none has one.
+    init(_ name: SetName) {
+        let address = DataType(addressOf: name.family)
+        let fourTuple = [address, .service, address, .service]
+        self.name = name
+        switch name.purpose {
+        case .divert, .connection, .guarded, .replies: key = fourTuple
+        case .divertClient, .client: key = [address, address, .service]
+        case .icmpHome, .icmpPeer: key = [address]
+        }
+        switch name.purpose {
+        case .divert, .divertClient: value = .verdict
+        case .connection, .client: value = .data([address, .service])
+        case .guarded, .replies, .icmpHome, .icmpPeer: value = .none
+        }
+        isDynamic = name.purpose == .replies
+        // As long as conntrack remembers an idle established connection (nf_conntrack_tcp_timeout_established); the
+        // kernel wants a bound for a set that packets fill.
+        timeout = isDynamic ? 5 * 86_400 : nil
+        size = isDynamic ? 65_536 : nil
+    }
+
+    /// Octets of a key in the kernel.
+    public var keyLength: Int { key.reduce(0) { $0 + $1.paddedLength } }
+}

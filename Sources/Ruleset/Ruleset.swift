@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Wire
+
+/// The whole of our nftables table as one value. It is printed as nft text (`text()`) and encoded as netlink messages
+/// from this value, so that the two cannot differ.
+///
+/// Base chains and rules are made once; from then on only elements of sets and maps change. So the cost per packet
+/// and per change does not grow with the number of sessions, and no change unregisters a hook, which would drop the
+/// packets that wait in every queue of the network namespace (nf_unregister_net_hook → nf_queue_nf_hook_drop).
+public struct Ruleset: Hashable, Sendable {
+    /// Number of this layout of the table. It changes when elements of an older table would mean something else.
+    public static let schemaVersion = 1
+
+    /// The table's name in family `inet`.
+    public let tableName: String
+    /// Sets and maps, in the order of definition.
+    public let sets: [NamedSet]
+    /// Chains, in the order of definition; regular chains come before the base chains that lead to them.
+    public let chains: [Chain]
+
+    /// The table for these options.
+    public init(_ options: RulesetOptions) {
+        tableName = options.tableName
+        sets = SetName.Purpose.allCases.flatMap { purpose in
+            AddressFamily.allCases.map { NamedSet(SetName(purpose, $0)) }
+        }
+        chains = Self.chains(options)
+    }
+
+    /// What the table says of itself: product, schema version, and a hash of everything else in it. Two tables with
+    /// the same comment hold the same sets, chains and rules.
+    public var comment: String {
+        // FNV-1a, 64 bits: it finds an accidental difference; nobody can gain by forging it.
+        var hash: UInt64 = 0xcbf2_9ce4_8422_2325
+        for octet in text(comment: nil).utf8 { hash = (hash ^ UInt64(octet)) &* 0x100_0000_01b3 }
+        let digits = String(hash, radix: 16)
+        return "nfqmigd \(Self.schemaVersion) " + String(repeating: "0", count: 16 - digits.count) + digits
+    }
+
+    private static func chains(_ options: RulesetOptions) -> [Chain] {
+        let families = AddressFamily.allCases
+        let mark = options.mark
+        func look(_ family: AddressFamily, _ fields: PacketField...) -> PacketKey { PacketKey(family, fields) }
+        func asSent(_ family: AddressFamily) -> PacketKey { look(family, .saddr, .sport, .daddr, .dport) }
+
+        return [
+            Chain(
+                .enqueue,
+                rules: [[.queue(first: options.firstQueue, count: options.queueCount)]]),
+            Chain(
+                .guarding,
+                rules: [[.isTCP, .rejectWithTCPReset]]),
+            // Before conntrack (-200): what is stopped here can neither find nor make an entry.
+            Chain(
+                .preroutingRaw, hook: BaseHook(.filter, .prerouting, priority: -300),
+                rules: families.map { [.verdict(asSent($0), map: SetName(.divert, $0))] }
+                    + families.map { [.verdict(look($0, .saddr, .daddr, .dport), map: SetName(.divertClient, $0))] }
+                    + families.map {
+                        [.isICMPError($0), .isIn(look($0, .daddr), set: SetName(.icmpHome, $0)), .goTo(.enqueue)]
+                    }),
+            // A packet comes back from the queue into the hook after the one that queued it, so this chain sees what
+            // user space has made of it: the destination is the host, and the host's replies are the turned tuple.
+            Chain(
+                .learn, hook: BaseHook(.filter, .prerouting, priority: -290),
+                rules: families.map {
+                    [.hasMark(mark), .update(set: SetName(.replies, $0), look($0, .daddr, .dport, .saddr, .sport))]
+                } + [[.hasMark(mark), .setMark(0)]]),
+            // Before dstnat (-100): the first chain that translates a new connection decides.
+            Chain(
+                .preroutingNAT, hook: BaseHook(.nat, .prerouting, priority: -105),
+                rules: families.map { [.translateDestination(asSent($0), map: SetName(.connection, $0))] }
+                    + families.map {
+                        [.translateDestination(look($0, .saddr, .daddr, .dport), map: SetName(.client, $0))]
+                    }),
+            // Our own segments, and the RST of chain `guarding`, belong to no connection that the gateway knows.
+            // Untracked, they cannot be `ct state invalid` to anybody's firewall, nor change an entry.
+            Chain(
+                .output, hook: BaseHook(.filter, .output, priority: -300),
+                rules: [[.hasMark(mark), .notrack, .accept]]
+                    + families.map { [.isIn(asSent($0), set: SetName(.guarded, $0)), .notrack] }),
+            // After conntrack, which so sees replies as the host sends them, and before source NAT (100).
+            Chain(
+                .postrouting, hook: BaseHook(.filter, .postrouting, priority: -150),
+                rules: [[.hasMark(mark), .accept]]
+                    + families.map { [.isIn(asSent($0), set: SetName(.replies, $0)), .goTo(.enqueue)] }
+                    + families.map {
+                        [.isICMPError($0), .isIn(look($0, .daddr), set: SetName(.icmpPeer, $0)), .goTo(.enqueue)]
+                    }),
+        ]
+    }
+}

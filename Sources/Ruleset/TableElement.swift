@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+public import Wire
+
+/// What becomes of a packet that a `divert` element matches.
+public enum Diversion: Hashable, Sendable {
+    /// It goes to a queue (chain `enqueue`).
+    case queue
+    /// It is dropped and answered with a RST by the kernel (chain `guard`).
+    case `guard`
+}
+
+/// One element of one of our sets or maps. All addresses of an element are of one family.
+public enum TableElement: Hashable, Sendable {
+    /// Segments with this four-tuple, as they arrive at the gateway, are diverted.
+    case divert(FourTuple, Diversion)
+    /// All segments of this client address to this home go to a queue.
+    case divertClient(client: IPAddress, home: Endpoint)
+    /// A new connection with this four-tuple client → home is translated to `host` by the kernel.
+    case connection(FourTuple, host: Endpoint)
+    /// New connections of this client address to this home are translated to `host` by the kernel.
+    case client(IPAddress, home: Endpoint, host: Endpoint)
+    /// The kernel's own RSTs with this four-tuple, towards the host that is guarded against, are not tracked.
+    case guarded(FourTuple)
+    /// Segments host → client with this four-tuple go to a queue after routing.
+    case reply(FourTuple)
+    /// ICMP errors that are addressed to this home go to a queue.
+    case icmpHome(IPAddress)
+    /// ICMP errors that are addressed to this client go to a queue.
+    case icmpPeer(IPAddress)
+}
+
+/// An element that cannot be in the table, because its addresses are of both families.
+public struct MixedFamilies: Error, Hashable, Sendable, CustomStringConvertible {
+    public let element: TableElement
+
+    public var description: String {
+        "\(element) mixes IPv4 and IPv6 addresses; a session has one family, so name a host of the client's family."
+    }
+}
+
+/// A change of the table's elements, made in one transaction: all of it or nothing.
+public struct TableChange: Sendable, Equatable {
+    /// An element to add.
+    public struct Addition: Sendable, Equatable {
+        public var element: TableElement
+        /// Seconds until the kernel removes it by itself; nil: never, or for a `reply` the set's five days.
+        public var lifetime: UInt32?
+
+        public init(element: TableElement, lifetime: UInt32? = nil) {
+            self.element = element
+            self.lifetime = lifetime
+        }
+    }
+
+    /// What must not be there afterwards, whether it is there now or not. A removal is by key: the element goes
+    /// whatever value (diversion, host) it has in the kernel.
+    public var remove: [TableElement]
+    /// What must be there afterwards; done after the removals, so an element whose value or lifetime is to change is
+    /// in both lists. Adding what is already there with the same value succeeds; with another value it is an error.
+    public var add: [Addition]
+
+    public init(remove: [TableElement] = [], add: [Addition] = []) {
+        self.remove = remove
+        self.add = add
+    }
+
+    public var isEmpty: Bool { remove.isEmpty && add.isEmpty }
+}
+
+extension TableElement: CustomStringConvertible {
+    /// As `nft` would print it: the set, the key, the value.
+    public var description: String {
+        switch self {
+        case .divert(let tuple, .queue): "divert { \(tuple) : goto enqueue }"
+        case .divert(let tuple, .guard): "divert { \(tuple) : goto guard }"
+        case .divertClient(let client, let home): "divert_client { \(client)→\(home) : goto enqueue }"
+        case .connection(let tuple, let host): "connection { \(tuple) : \(host) }"
+        case .client(let client, let home, let host): "client { \(client)→\(home) : \(host) }"
+        case .guarded(let tuple): "guarded { \(tuple) }"
+        case .reply(let tuple): "replies { \(tuple) }"
+        case .icmpHome(let address): "icmp_home { \(address) }"
+        case .icmpPeer(let address): "icmp_peer { \(address) }"
+        }
+    }
+}

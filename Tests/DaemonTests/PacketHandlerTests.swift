@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import AllocationCounter
+import Daemon
+import NFQueueBridge
+import Rewriter
+import Testing
+import Wire
+
+/// What the queue threads run, without the queues: packets in, verdicts out.
+@Suite(.serialized) struct PacketHandlerTests {
+    private static let prerouting: UInt8 = 0
+    private static let postrouting: UInt8 = 4
+    private static let mark: UInt32 = 0x6e6d_6967
+
+    private struct Cast {
+        let client: Endpoint
+        let home: Endpoint
+        let host: Endpoint
+
+        init?(_ client: String, _ home: String, _ host: String) {
+            guard let client = Endpoint(client), let home = Endpoint(home), let host = Endpoint(host) else { return nil }
+            (self.client, self.home, self.host) = (client, home, host)
+        }
+
+        func packet(from source: Endpoint, to destination: Endpoint, _ flags: TCPFlags = .ack) -> [UInt8] {
+            TCPSegment(
+                tuple: FourTuple(source: source, destination: destination), sequence: SequenceNumber(1),
+                acknowledgement: SequenceNumber(2), flags: flags, window: 100, payloadLength: 64
+            ).encode()
+        }
+    }
+
+    private static let casts = [
+        Cast("192.0.2.9:40000", "198.51.100.1:80", "198.51.100.2:8080"),
+        Cast("[2001:db8::9]:40000", "[2001:db8:1::1]:80", "[2001:db8:1::2]:8080"),
+    ].compactMap { $0 }
+
+    private func flows(_ cast: Cast, _ rule: FlowRule) -> [(key: FlowKey, rule: FlowRule)] {
+        [(FlowKey(stage: .prerouting, tuple: FourTuple(source: cast.client, destination: cast.home)), rule)]
+    }
+
+    @Test func `a frozen connection's segments are dropped and told to the control plane`() throws {
+        for cast in Self.casts {
+            let ring = try ObservationRing<ObservedSegment>(capacity: 16)
+            var handler = PacketHandler(observations: ring, mark: Self.mark, seed: 1, flows: flows(cast, .freeze))
+            var octets = cast.packet(from: cast.client, to: cast.home)
+            let verdict = judge(&handler, &octets, hook: Self.prerouting)
+            #expect(verdict == .drop)
+            var seen: [ObservedSegment] = []
+            ring.drain { seen.append($0) }
+            #expect(seen.map(\.tuple) == [FourTuple(source: cast.client, destination: cast.home)])
+            #expect(seen.first?.payloadLength == 64)
+        }
+    }
+
+    @Test func `a translated packet teaches the kernel its reply`() throws {
+        for cast in Self.casts {
+            let ring = try ObservationRing<ObservedSegment>(capacity: 16)
+            var handler = PacketHandler(
+                observations: ring, mark: Self.mark, seed: 1, flows: flows(cast, .passage(.translateDestination(cast.host))))
+            var octets = cast.packet(from: cast.client, to: cast.home)
+            #expect(judge(&handler, &octets, hook: Self.prerouting) == .acceptRewritten(mark: Self.mark))
+            #expect(octets == cast.packet(from: cast.client, to: cast.host))
+        }
+    }
+
+    @Test func `a SYN of a bound session is told to the control plane, its data are not`() throws {
+        for cast in Self.casts {
+            let ring = try ObservationRing<ObservedSegment>(capacity: 16)
+            var handler = PacketHandler(
+                observations: ring, mark: Self.mark, seed: 1, flows: flows(cast, .passage(.translateDestination(cast.host))))
+            for flags in [TCPFlags.syn, .ack, [.ack, .psh], [.ack, .fin]] {
+                var octets = cast.packet(from: cast.client, to: cast.home, flags)
+                _ = judge(&handler, &octets, hook: Self.prerouting)
+            }
+            var seen: [TCPFlags] = []
+            ring.drain { seen.append($0.flags) }
+            #expect(seen == [.syn])
+        }
+    }
+
+    @Test(.enabled(if: allocation_count_of_this_thread() >= 0, "allocations cannot be counted in this build"))
+    func `fifty thousand packets of each kind allocate nothing, on both datapaths`() throws {
+        for cast in Self.casts {
+            let reply = FourTuple(source: cast.host, destination: cast.client)
+            let kinds: [(rule: FlowRule, hook: UInt8, key: FlowKey?, packet: [UInt8])] = [
+                (.freeze, Self.prerouting, nil, cast.packet(from: cast.client, to: cast.home)),
+                (.awaitSYN(.pass), Self.prerouting, nil, cast.packet(from: cast.client, to: cast.home)),
+                (.reconnected(.pass), Self.prerouting, nil, cast.packet(from: cast.client, to: cast.home)),
+                (
+                    .passage(.translateDestination(cast.host)), Self.prerouting, nil,
+                    cast.packet(from: cast.client, to: cast.home)
+                ),
+                (
+                    .passage(.translateSource(cast.home)), Self.postrouting,
+                    FlowKey(stage: .postrouting, tuple: reply), cast.packet(from: cast.host, to: cast.client)
+                ),
+            ]
+            for kind in kinds {
+                let ring = try ObservationRing<ObservedSegment>(capacity: 256)
+                var flows = flows(cast, kind.rule)
+                if let key = kind.key { flows[0].key = key }
+                var handler = PacketHandler(observations: ring, mark: Self.mark, seed: 1, flows: flows)
+                var octets = kind.packet
+                let original = kind.packet
+                let before = allocation_count_of_this_thread()
+                for round in 0..<50_000 {
+                    for index in octets.indices { octets[index] = original[index] }
+                    _ = judge(&handler, &octets, hook: kind.hook)
+                    if round % 32 == 31 { handler.endOfBatch() }
+                }
+                let allocated = allocation_count_of_this_thread() - before
+                #expect(allocated == 0, "\(kind.rule)")
+            }
+        }
+    }
+
+    private func judge(_ handler: inout PacketHandler, _ octets: inout [UInt8], hook: UInt8) -> Verdict {
+        var span = octets.mutableSpan
+        return handler.verdict(
+            for: &span, PacketMetadata(hook: hook, checksum: .complete, mark: 0, isWhole: true))
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import Foundation
+import Glibc
+import NFQueueBridge
+import Ruleset
+import Testing
+import Wire
+
+private typealias Lab = NetfilterTableLab
+
+@Suite(.enabled(if: NetfilterTableLab.isAvailable, Comment(rawValue: NetfilterTableLab.requirement)))
+struct NetfilterTableChangeTests {
+    private func withTable(_ body: @escaping @Sendable (NetfilterTable) throws -> Void) throws {
+        try Lab.inNamespace {
+            let table = try NetfilterTable(Lab.options)
+            _ = try table.establish()
+            try body(table)
+        }
+    }
+
+    @Test func `removing what is not there succeeds`() throws {
+        try withTable { table in
+            try table.apply(TableChange(remove: try Lab.everyKind()))
+            #expect(try table.elements() == [])
+            let elements = try Lab.everyKind()
+            try table.apply(TableChange(adding: [elements[3]]))
+            try table.apply(TableChange(remove: elements + elements))
+            #expect(try table.elements() == [])
+        }
+    }
+
+    @Test func `a removal is by key whatever the value`() throws {
+        try withTable { table in
+            let tuple = try Lab.tuple("198.18.1.2:1", "198.18.2.6:2")
+            let (b, c) = (try Lab.endpoint("198.18.2.7:2"), try Lab.endpoint("198.18.2.8:2"))
+            try table.apply(TableChange(adding: [.divert(tuple, .guard), .connection(tuple, host: b)]))
+            try table.apply(TableChange(remove: [.divert(tuple, .queue), .connection(tuple, host: c), .guarded(tuple)]))
+            #expect(try table.elements() == [])
+        }
+    }
+
+    @Test func `one change turns a diversion into a guard and moves a host`() throws {
+        try withTable { table in
+            let tuple = try Lab.tuple("[2001:db8::1]:1", "[2001:db8::2]:2")
+            let (b, c) = (try Lab.endpoint("[2001:db8::3]:2"), try Lab.endpoint("[2001:db8::4]:2"))
+            let before: [TableElement] = [.divert(tuple, .queue), .connection(tuple, host: b)]
+            let after: [TableElement] = [.divert(tuple, .guard), .connection(tuple, host: c)]
+            try table.apply(TableChange(adding: before))
+            try table.apply(TableChange(remove: before, add: after.map { .init(element: $0) }))
+            #expect(Set(try table.elements()) == Set(after))
+            // The same once more: what is removed has the other value now.
+            try table.apply(TableChange(remove: before, add: before.map { .init(element: $0) }))
+            #expect(Set(try table.elements()) == Set(before))
+        }
+    }
+
+    @Test func `a change that fails changes nothing and names the element`() throws {
+        try withTable { table in
+            let tuple = try Lab.tuple("198.18.1.2:1", "198.18.2.6:2")
+            let other = try Lab.tuple("198.18.1.2:3", "198.18.2.6:2")
+            let kept = TableElement.connection(tuple, host: try Lab.endpoint("198.18.2.7:2"))
+            let guarded = TableElement.guarded(tuple)
+            let clash = TableElement.connection(tuple, host: try Lab.endpoint("198.18.2.8:2"))
+            try table.apply(TableChange(adding: [kept, guarded]))
+            let error = #expect(throws: TableError.self) {
+                try table.apply(
+                    TableChange(remove: [guarded], add: [.init(element: .reply(other)), .init(element: clash)]))
+            }
+            #expect(error == .kernel(NetlinkError(operation: .changeTable, errno: EEXIST), element: clash))
+            #expect(Set(try table.elements()) == [kept, guarded])
+        }
+    }
+
+    @Test func `addresses of both families are refused before anything changes`() throws {
+        try withTable { table in
+            let (four, six) = (try Lab.endpoint("198.18.1.2:1"), try Lab.endpoint("[2001:db8::1]:1"))
+            let pair = FourTuple(source: four, destination: four)
+            let mixed: [TableElement] = [
+                .divert(FourTuple(source: four, destination: six), .queue),
+                .divertClient(client: six.address, home: four),
+                .connection(pair, host: six),
+                .client(four.address, home: four, host: six),
+                .client(four.address, home: six, host: four),
+                .guarded(FourTuple(source: six, destination: four)),
+            ]
+            for element in mixed {
+                for change in [TableChange(remove: [element]), TableChange(adding: [.guarded(pair), element])] {
+                    #expect(throws: TableError.mixedFamilies(MixedFamilies(element: element))) {
+                        try table.apply(change)
+                    }
+                }
+            }
+            #expect(try table.elements() == [])
+        }
+    }
+
+    @Test func `without a table a change is an error`() throws {
+        try Lab.inNamespace {
+            let table = try NetfilterTable(Lab.options)
+            let element = TableElement.icmpHome(try Lab.endpoint("198.18.0.1:0").address)
+            let expected = TableError.kernel(NetlinkError(operation: .changeTable, errno: ENOENT), element: element)
+            #expect(throws: expected) { try table.apply(TableChange(adding: [element])) }
+            #expect(throws: expected) { try table.apply(TableChange(remove: [element])) }
+            #expect(throws: NetlinkError(operation: .readTable, errno: ENOENT)) { try table.elements() }
+        }
+    }
+
+    @Test func `an element with a lifetime goes by itself and one without stays`() throws {
+        try withTable { table in
+            let tuple = try Lab.tuple("198.18.1.2:1", "198.18.2.6:2")
+            let short = TableElement.divert(tuple, .queue)
+            try table.apply(TableChange(adding: [short], lifetime: 1))
+            try table.apply(TableChange(adding: [.guarded(tuple)]))
+            #expect(Set(try table.elements()) == [short, .guarded(tuple)])
+            Thread.sleep(forTimeInterval: 1.3)
+            #expect(try table.elements() == [.guarded(tuple)])
+            // Gone, but perhaps not yet collected: both removing and adding it must work.
+            try table.apply(TableChange(remove: [short]))
+            try table.apply(TableChange(adding: [short], lifetime: 1))
+            Thread.sleep(forTimeInterval: 1.3)
+            try table.apply(TableChange(adding: [short], lifetime: 100))
+            #expect(try table.elements().contains(short))
+        }
+    }
+
+    @Test func `removing and adding starts a lifetime anew`() throws {
+        try withTable { table in
+            let element = TableElement.divert(try Lab.tuple("198.18.1.2:1", "198.18.2.6:2"), .guard)
+            try table.apply(TableChange(adding: [element], lifetime: 1))
+            try table.apply(TableChange(remove: [element], add: [.init(element: element, lifetime: 1000)]))
+            Thread.sleep(forTimeInterval: 1.3)
+            #expect(try table.elements() == [element])
+            #expect(try Lab.shell("nft list map inet nfqmigd divert4").contains("timeout 16m40s"))
+        }
+    }
+
+    @Test func `a learnt reply lives five days unless told otherwise`() throws {
+        try withTable { table in
+            try table.apply(TableChange(adding: [.reply(try Lab.tuple("198.18.2.7:443", "198.18.1.2:1"))]))
+            #expect(try Lab.shell("nft list set inet nfqmigd replies4").contains("expires 4d23h59m"))
+        }
+    }
+
+    @Test func `twenty thousand elements are one transaction`() throws {
+        try withTable { table in
+            let home = try Lab.endpoint("198.18.2.6:443")
+            let host = try Lab.endpoint("198.18.2.7:8443")
+            let tuples = (0..<20_000).map { index in
+                let client = IPAddress.v4(IPv4Address(rawValue: 0xc613_0000 + UInt32(index >> 8)))
+                return FourTuple(
+                    source: Endpoint(address: client, port: UInt16(40_000 + index & 0xff)), destination: home)
+            }
+            let elements = tuples.map { TableElement.connection($0, host: host) }
+            try table.apply(TableChange(adding: elements))
+            #expect(Set(try table.elements()) == Set(elements))
+
+            // All removed but the last, which has another value by then; the whole of it fails.
+            let clash = TableElement.connection(tuples[19_999], host: home)
+            #expect(throws: TableError.kernel(NetlinkError(operation: .changeTable, errno: EEXIST), element: clash)) {
+                try table.apply(TableChange(remove: Array(elements.dropLast()), add: [.init(element: clash)]))
+            }
+            #expect(try table.elements().count == 20_000)
+
+            let moved = tuples.map { TableElement.connection($0, host: home) }
+            try table.apply(TableChange(remove: moved))
+            #expect(try table.elements() == [])
+        }
+    }
+
+    @Test func `a full set of replies still takes removals and refuses additions`() throws {
+        try withTable { table in
+            let host = try Lab.endpoint("198.18.2.7:443")
+            func reply(_ index: UInt32) -> TableElement {
+                let client = IPAddress.v4(IPv4Address(rawValue: 0xc613_0000 + index))
+                return .reply(FourTuple(source: host, destination: Endpoint(address: client, port: 1)))
+            }
+            try table.apply(TableChange(adding: (0..<65_536).map(reply)))
+            #expect(throws: TableError.kernel(NetlinkError(operation: .changeTable, errno: ENFILE), element: reply(70_000))) {
+                try table.apply(TableChange(adding: [reply(70_000)]))
+            }
+            try table.apply(TableChange(remove: [reply(70_001)]))
+            try table.apply(TableChange(remove: [reply(5), reply(70_002)]))
+            #expect(try table.elements().count == 65_535)
+            try table.apply(TableChange(adding: [reply(70_000)]))
+        }
+    }
+
+    @Test func `changes go through while another program changes its own tables`() throws {
+        try withTable { table in
+            try Lab.nft("table inet other { set s { type ipv4_addr; }; }")
+            let flag = FileManager.default.temporaryDirectory.appendingPathComponent("nfqmig-\(UUID().uuidString)").path
+            // Stops by itself when the flag file goes.
+            try Lab.shell(
+                "touch \(flag); (while test -e \(flag); do nft 'add element inet other s { 198.18.0.1 }; "
+                    + "delete element inet other s { 198.18.0.1 }'; done) >/dev/null 2>&1 &")
+            defer { try? FileManager.default.removeItem(atPath: flag) }
+            let elements = try Lab.everyKind()
+            for _ in 0..<200 {
+                try table.apply(TableChange(adding: elements))
+                #expect(Set(try table.elements()) == Set(elements))
+                try table.apply(TableChange(remove: elements))
+            }
+        }
+    }
+}

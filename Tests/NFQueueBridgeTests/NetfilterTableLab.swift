@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import CLinuxShims
+import Foundation
+import NFQueueBridge
+import Ruleset
+import Synchronization
+import Wire
+
+/// Network namespaces of a test's own, with the table in them.
+enum NetfilterTableLab {
+    struct Failure: Error, CustomStringConvertible {
+        var description: String
+    }
+
+    static let options = RulesetOptions(mark: 0x6e6d_6967, firstQueue: 0, queueCount: 2)
+
+    /// Whether a namespace can be made and nft can list its (empty) ruleset; found out once.
+    static let isAvailable = (try? inNamespace { try shell("nft list ruleset") }) != nil
+    static let requirement = "needs root, nf_tables and the program nft"
+
+    /// Whether the kernel has nf_tables' own queue expression; found out once.
+    static let hasNativeQueue =
+        (try? inNamespace { try nft("add table inet t; add chain inet t c; add rule inet t c queue num 0") }) != nil
+
+    /// Runs `body` on a thread of its own in a new network namespace.
+    static func inNamespace<Result: Sendable>(_ body: @escaping @Sendable () throws -> Result) throws -> Result {
+        let outcome = Outcome<Result>()
+        let done = DispatchSemaphore(value: 0)
+        Thread.detachNewThread {
+            let result = Swift.Result {
+                guard nfqmig_unshare_network() == 0 else { throw Failure(description: "cannot make a namespace") }
+                return try body()
+            }
+            outcome.value.withLock { $0 = result }
+            done.signal()
+        }
+        done.wait()
+        guard let result = outcome.value.withLock({ $0 }) else { throw Failure(description: "no result") }
+        return try result.get()
+    }
+
+    private final class Outcome<Result: Sendable>: Sendable {
+        let value = Mutex<Swift.Result<Result, any Error>?>(nil)
+    }
+
+    /// Runs a command in the calling thread's network namespace (a child inherits it) and returns what it prints.
+    @discardableResult
+    static func shell(_ command: String, input: String = "") throws -> String {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/bin/sh")
+        process.arguments = ["-c", command]
+        process.environment = ["PATH": "/usr/sbin:/usr/bin:/sbin:/bin"]
+        let (given, printed, complaint) = (Pipe(), Pipe(), Pipe())
+        (process.standardInput, process.standardOutput, process.standardError) = (given, printed, complaint)
+        try process.run()
+        given.fileHandleForWriting.write(Data(input.utf8))
+        try given.fileHandleForWriting.close()
+        let output = String(decoding: printed.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        let errors = String(decoding: complaint.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        guard process.terminationStatus == 0 else { throw Failure(description: "\(command): \(errors)") }
+        return output
+    }
+
+    @discardableResult
+    static func nft(_ text: String) throws -> String { try shell("nft -f -", input: text) }
+
+    /// Our table as nft prints it.
+    static func listing() throws -> String { try shell("nft list table inet nfqmigd") }
+
+    /// The table's text without the one line that not every kernel takes.
+    static func withoutQueue(_ text: String) -> String {
+        text.split(separator: "\n", omittingEmptySubsequences: false).map { line in
+            let words = line.drop { $0 == "\t" }
+            return words.hasPrefix("queue ") || words.hasPrefix("xt target") || words.hasPrefix("# xt_NFQUEUE")
+                ? "\t\tdrop" : String(line)
+        }.joined(separator: "\n")
+    }
+
+    static func endpoint(_ text: String) throws -> Endpoint {
+        guard let endpoint = Endpoint(text) else { throw Failure(description: "not an endpoint: \(text)") }
+        return endpoint
+    }
+
+    static func tuple(_ source: String, _ destination: String) throws -> FourTuple {
+        FourTuple(source: try endpoint(source), destination: try endpoint(destination))
+    }
+
+    /// One element of every kind.
+    static func everyKind(client: String, home: String, host: String) throws -> [TableElement] {
+        let tuple = try tuple(client, home)
+        let (client, home, host) = (tuple.source, tuple.destination, try endpoint(host))
+        return [
+            .divert(tuple, .queue), .divert(tuple.reversed, .guard),
+            .divertClient(client: client.address, home: home),
+            .connection(tuple, host: host),
+            .client(client.address, home: home, host: host),
+            .guarded(tuple), .reply(FourTuple(source: host, destination: client)),
+            .icmpHome(home.address), .icmpPeer(client.address),
+        ]
+    }
+
+    static func everyKind() throws -> [TableElement] {
+        try everyKind(client: "198.18.1.2:49152", home: "198.18.2.6:443", host: "198.18.2.7:8443")
+            + everyKind(client: "[2001:db8:1::2]:49152", home: "[2001:db8:2::6]:443", host: "[2001:db8:2::7]:8443")
+    }
+}
+
+extension TableChange {
+    init(adding elements: [TableElement], lifetime: UInt32? = nil) {
+        self.init(add: elements.map { Addition(element: $0, lifetime: lifetime) })
+    }
+}

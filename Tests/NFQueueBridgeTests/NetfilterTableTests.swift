@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import Foundation
+import NFQueueBridge
+import Ruleset
+import Testing
+import Wire
+
+private typealias Lab = NetfilterTableLab
+
+@Suite(.enabled(if: NetfilterTableLab.isAvailable, Comment(rawValue: NetfilterTableLab.requirement)))
+struct NetfilterTableTests {
+    @Test func `the table made by netlink lists as its text loaded by nft`() throws {
+        let text = Ruleset(Lab.options).text()
+        let fromText = try Lab.inNamespace {
+            try Lab.nft(Lab.withoutQueue(text))
+            return try Lab.listing()
+        }
+        let fromNetlink = try Lab.inNamespace {
+            #expect(try NetfilterTable(Lab.options).establish() == .created)
+            return Lab.withoutQueue(try Lab.listing())
+        }
+        #expect(fromNetlink == fromText)
+        // Not only equal to each other: nft prints what we print.
+        #expect(fromText == Lab.withoutQueue(text))
+    }
+
+    @Test(.enabled(if: NetfilterTableLab.hasNativeQueue, "this kernel lacks nft_queue"))
+    func `nft accepts the text with its own queue statement`() throws {
+        try Lab.inNamespace { _ = try Lab.shell("nft -c -f -", input: Ruleset(Lab.options).text()) }
+    }
+
+    @Test func `the queue statement is native where the kernel has it and else the xt target`() throws {
+        try Lab.inNamespace {
+            let table = try NetfilterTable(Lab.options)
+            #expect(table.queueStatement == nil)
+            _ = try table.establish()
+            #expect(table.queueStatement == (Lab.hasNativeQueue ? .native : .xtTarget))
+            let chain = try Lab.shell("nft list chain inet nfqmigd enqueue 2>/dev/null")
+            // iptables' translation of the target and nft's own word agree but for "num" and "to".
+            #expect(chain.contains("queue num 0-1\n") || chain.contains("queue to 0-1\n"), "\(chain)")
+            let again = try NetfilterTable(Lab.options)
+            #expect(try again.establish() == .adopted)
+            #expect(again.queueStatement == table.queueStatement)
+        }
+    }
+
+    @Test func `adopting touches nothing`() throws {
+        try Lab.inNamespace {
+            let first = try NetfilterTable(Lab.options)
+            _ = try first.establish()
+            let elements = try Lab.everyKind()
+            try first.apply(TableChange(adding: elements))
+            let before = try Lab.shell("nft -a list table inet nfqmigd")
+            let second = try NetfilterTable(Lab.options)
+            #expect(try second.establish(carrying: [.init(element: .icmpHome(.v4(IPv4Address(rawValue: 1))))]) == .adopted)
+            #expect(try Lab.stable(Lab.shell("nft -a list table inet nfqmigd")) == Lab.stable(before))
+            #expect(Set(try second.elements()) == Set(elements))
+        }
+    }
+
+    @Test func `a table with other contents is replaced with what it is to carry`() throws {
+        try Lab.inNamespace {
+            let old = try NetfilterTable(RulesetOptions(mark: 7, firstQueue: 0, queueCount: 2))
+            _ = try old.establish()
+            try old.apply(TableChange(adding: try Lab.everyKind()))
+            let new = try NetfilterTable(Lab.options)
+            let kept = TableElement.guarded(try Lab.tuple("198.18.1.2:1", "198.18.2.6:2"))
+            guard case .replaced(let reason) = try new.establish(carrying: [.init(element: kept)]) else {
+                Issue.record("not replaced")
+                return
+            }
+            #expect(reason.contains(old.ruleset.comment) && reason.contains(new.ruleset.comment))
+            #expect(try new.elements() == [kept])
+            #expect(try new.establish() == .adopted)
+        }
+    }
+
+    @Test func `a table of another program with our name is replaced`() throws {
+        try Lab.inNamespace {
+            try Lab.nft("table inet nfqmigd { set divert4 { type ipv4_addr; }; }")
+            let table = try NetfilterTable(Lab.options)
+            #expect(try table.exists)
+            guard case .replaced = try table.establish() else {
+                Issue.record("not replaced")
+                return
+            }
+            #expect(try table.elements() == [])
+        }
+    }
+
+    @Test func `other tables stay as they are`() throws {
+        let foreign = """
+            table ip nfqmigd {
+            \tset divert4 {
+            \t\ttype ipv4_addr
+            \t\telements = { 198.18.0.1 }
+            \t}
+            }
+            table inet other {
+            \tchain input {
+            \t\ttype filter hook input priority raw; policy accept;
+            \t\ttcp dport 22 counter packets 0 bytes 0 accept
+            \t}
+            }
+
+            """
+        try Lab.inNamespace {
+            try Lab.nft(foreign)
+            let before = try Lab.shell("nft -a list ruleset")
+            let table = try NetfilterTable(Lab.options)
+            _ = try table.establish()
+            let elements = try Lab.everyKind()
+            try table.apply(TableChange(adding: elements))
+            try table.apply(TableChange(remove: elements))
+            #expect(try Lab.shell("nft -a list ruleset").hasPrefix(before))
+            try table.remove()
+            #expect(try Lab.shell("nft -a list ruleset") == before)
+            #expect(try !table.exists)
+            try table.remove()
+        }
+    }
+
+    @Test func `every kind of element is added, read back and removed in both families`() throws {
+        try Lab.inNamespace {
+            let table = try NetfilterTable(Lab.options)
+            _ = try table.establish()
+            let elements = try Lab.everyKind()
+            for (index, element) in elements.enumerated() {
+                try table.apply(TableChange(adding: [element]))
+                #expect(Set(try table.elements()) == Set(elements[...index]))
+            }
+            for (index, element) in elements.enumerated() {
+                try table.apply(TableChange(remove: [element]))
+                #expect(Set(try table.elements()) == Set(elements[(index + 1)...]))
+            }
+        }
+    }
+
+    @Test func `nft shows elements with their types`() throws {
+        try Lab.inNamespace {
+            let table = try NetfilterTable(Lab.options)
+            _ = try table.establish()
+            try table.apply(TableChange(adding: try Lab.everyKind()))
+            func elements(_ name: String) throws -> String {
+                let listing = try Lab.shell("nft list \(name)").split(separator: "\n")
+                return listing.filter { $0.contains("elements = ") }.map { $0.drop { $0 == "\t" } }.joined()
+            }
+            #expect(
+                try elements("map inet nfqmigd connection4")
+                    == "elements = { 198.18.1.2 . 49152 . 198.18.2.6 . 443 : 198.18.2.7 . 8443 }")
+            #expect(
+                try elements("map inet nfqmigd client6")
+                    == "elements = { 2001:db8:1::2 . 2001:db8:2::6 . 443 : 2001:db8:2::7 . 8443 }")
+            #expect(
+                try elements("map inet nfqmigd divert_client4")
+                    == "elements = { 198.18.1.2 . 198.18.2.6 . 443 : goto enqueue }")
+            #expect(try elements("set inet nfqmigd icmp_peer6") == "elements = { 2001:db8:1::2 }")
+            let divert = try Lab.shell("nft list map inet nfqmigd divert6")
+            #expect(divert.contains("2001:db8:1::2 . 49152 . 2001:db8:2::6 . 443 : goto enqueue"))
+            #expect(divert.contains("2001:db8:2::6 . 443 . 2001:db8:1::2 . 49152 : goto guard"))
+            // As seen by a parser too.
+            let document = try JSONSerialization.jsonObject(
+                with: Data(try Lab.shell("nft -j list set inet nfqmigd icmp_home4").utf8))
+            #expect("\(document)".contains("198.18.2.6"))
+        }
+    }
+
+    @Test func `an element that nft adds is read`() throws {
+        try Lab.inNamespace {
+            let table = try NetfilterTable(Lab.options)
+            _ = try table.establish()
+            try Lab.nft("add element inet nfqmigd client4 { 198.18.1.2 . 198.18.2.6 . 443 : 198.18.2.7 . 8443 }")
+            let home = try Lab.endpoint("198.18.2.6:443")
+            let client = try Lab.endpoint("198.18.1.2:0").address
+            #expect(try table.elements() == [.client(client, home: home, host: try Lab.endpoint("198.18.2.7:8443"))])
+        }
+    }
+}
+
+extension NetfilterTableLab {
+    /// A listing without what changes by itself, and with elements in one order.
+    static func stable(_ listing: String) -> [String] {
+        listing.split(separator: "\n").flatMap { line -> [String] in
+            guard line.contains("elements = ") || line.contains(" . ") else { return [String(line)] }
+            let words = line.replacing("elements = {", with: "").replacing("}", with: "")
+                .replacing(/ expires [0-9a-z]+/, with: "")
+            return words.split(separator: ",").map { $0.trimmingCharacters(in: .whitespaces) }.sorted()
+        }.sorted()
+    }
+}

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import Rewriter
+import Testing
+import Wire
+
+@Suite struct JudgementTests {
+    static let client = Endpoint(address: .v4(IPv4Address(rawValue: 0xCB00_7109)), port: 49155)
+    static let home = Endpoint(address: .v4(IPv4Address(rawValue: 0xC633_6406)), port: 80)
+    static let host = Endpoint(address: .v4(IPv4Address(rawValue: 0xC000_024D)), port: 55000)
+    static let forth = FourTuple(source: client, destination: home)
+    static let back = FourTuple(source: host, destination: client)
+
+    private func table(_ rules: [FlowKey: FlowRule]) -> FlowTable {
+        var table = FlowTable(capacity: 8, seed: 99)
+        for (key, rule) in rules { table.set(key, rule) }
+        return table
+    }
+
+    private func judge(
+        _ table: inout FlowTable, _ octets: inout [UInt8], _ stage: Stage, _ checksum: ChecksumState = .complete,
+        isWhole: Bool = true
+    ) -> Judgement {
+        var packet = octets.mutableSpan
+        return table.judge(&packet, stage: stage, checksum: checksum, isWhole: isWhole)
+    }
+
+    private func segment(_ tuple: FourTuple, _ flags: TCPFlags, data: UInt16 = 0) -> [UInt8] {
+        TCPSegment(
+            tuple: tuple, sequence: SequenceNumber(1000), acknowledgement: SequenceNumber(2000), flags: flags,
+            window: 77, payloadLength: data
+        ).encode()
+    }
+
+    private func observed(_ tuple: FourTuple, _ flags: TCPFlags, data: UInt32 = 0) -> ObservedSegment {
+        ObservedSegment(
+            tuple: tuple, sequence: SequenceNumber(1000), acknowledgement: SequenceNumber(2000), flags: flags,
+            window: 77, payloadLength: data)
+    }
+
+    /// The rule under which a golden vector's verb is what the table must do, and the stage.
+    private func rule(for vector: Vector) throws -> (FlowKey, FlowRule) {
+        let tuple = try vector.tuple("tuple")
+        let to = try vector.endpoint("to")
+        return switch vector["verb"] {
+        case "destination": (FlowKey(stage: .prerouting, tuple: tuple), .passage(.translateDestination(to)))
+        case "source": (FlowKey(stage: .postrouting, tuple: tuple), .passage(.translateSource(to)))
+        case "quoted-source":
+            (FlowKey(stage: .prerouting, tuple: tuple.reversed), .passage(.translateDestination(to)))
+        default: (FlowKey(stage: .postrouting, tuple: tuple.reversed), .passage(.translateSource(to)))
+        }
+    }
+
+    @Test(
+        arguments: Vector.all("tcp-rewrite.hex") + Vector.all("icmp-rewrite.hex"),
+        [ChecksumState.complete, .pending])
+    func `a covered packet becomes the packet that scapy makes`(_ vector: Vector, _ checksum: ChecksumState) throws {
+        let (key, rule) = try rule(for: vector)
+        let tuple = try vector.tuple("tuple")
+        let isError = vector["verb"].hasPrefix("quoted")
+        for key in [key, key.anyPort] {
+            var table = table([key: rule])
+            var octets = try vector.packet("before")
+            let judgement = judge(&table, &octets, key.stage, checksum)
+            #expect(judgement.ruling == .acceptRewritten)
+            // A client that opens a connection to a translated destination is reported; nothing else is.
+            let isReported = vector["verb"] == "destination" && vector.name.contains("SYN")
+            #expect(judgement.observed?.tuple == (isReported ? tuple : nil))
+            #expect(judgement.learnsReply == (vector["verb"] == "destination"))
+            #expect(judgement.note == (isError ? .icmp : .none))
+            #expect(try dump(octets) == dump(vector.packet("after")))
+        }
+    }
+
+    @Test(arguments: Vector.all("tcp-rewrite.hex") + Vector.all("icmp-rewrite.hex"))
+    func `what no rule covers is accepted as it is`(_ vector: Vector) throws {
+        let (key, rule) = try rule(for: vector)
+        var others: [FlowKey] = []
+        for place in 0..<5 {
+            var other = key
+            switch place {
+            case 0: other.stage = key.stage == .prerouting ? .postrouting : .prerouting
+            case 1: other.tuple.source.port ^= 1
+            case 2: other.tuple.destination.port ^= 1
+            case 3: other.tuple.source.address = try vector.endpoint("to").address
+            default: other.tuple = key.tuple.reversed
+            }
+            others.append(other)
+        }
+        // The server's port 0 is no wildcard.
+        var server = key
+        if key.stage == .prerouting { server.tuple.destination.port = 0 } else { server.tuple.source.port = 0 }
+        others.append(server)
+        for other in others {
+            var table = table([other: rule])
+            var octets = try vector.packet("before")
+            #expect(judge(&table, &octets, key.stage) == Judgement(.accept, note: .unknownFlow))
+            #expect(try octets == vector.packet("before"))
+        }
+    }
+
+    @Test func `the exact rule goes before the rule for any port`() {
+        let key = FlowKey(stage: .prerouting, tuple: Self.forth)
+        var table = table([key: .passage(.pass), key.anyPort: .freeze])
+        var octets = segment(Self.forth, .ack)
+        #expect(judge(&table, &octets, .prerouting).ruling == .accept)
+        table.remove(key)
+        #expect(judge(&table, &octets, .prerouting).ruling == .drop)
+        var other = Self.forth
+        other.source.port = 1
+        octets = segment(other, .ack)
+        #expect(judge(&table, &octets, .prerouting).ruling == .drop)
+    }
+
+    @Test(arguments: [TCPFlags.syn, .ack, TCPFlags([.fin, .ack]), .rst, TCPFlags([.syn, .ack])])
+    func `a frozen flow lets nothing pass and shows everything`(_ flags: TCPFlags) {
+        var table = table([FlowKey(stage: .prerouting, tuple: Self.forth): .freeze])
+        for isWhole in [true, false] {
+            var octets = segment(Self.forth, flags, data: 3)
+            let before = octets
+            if !isWhole { octets.removeLast(3) }
+            #expect(
+                judge(&table, &octets, .prerouting, isWhole: isWhole)
+                    == Judgement(.drop, note: .none, observed: observed(Self.forth, flags, data: 3)))
+            #expect(octets.elementsEqual(before.prefix(octets.count)))
+        }
+    }
+
+    @Test func `the awaited SYN is observed and opens the way for what follows`() {
+        let key = FlowKey(stage: .prerouting, tuple: Self.forth)
+        var table = table([key: .awaitSYN(.translateDestination(Self.host))])
+        for flags in [TCPFlags.ack, .rst, TCPFlags([.fin, .ack]), TCPFlags([.rst, .ack]), TCPFlags([.syn, .rst])] {
+            var old = segment(Self.forth, flags)
+            #expect(
+                judge(&table, &old, .prerouting)
+                    == Judgement(.drop, note: .none, observed: observed(Self.forth, flags)))
+        }
+        #expect(table.lookup(key) == .awaitSYN(.translateDestination(Self.host)))
+        let translated = FourTuple(source: Self.client, destination: Self.host)
+        var syn = segment(Self.forth, .syn)
+        #expect(
+            judge(&table, &syn, .prerouting)
+                == Judgement(
+                    .acceptRewritten, note: .none, observed: observed(Self.forth, .syn), learnsReply: true))
+        #expect(syn == segment(translated, .syn))
+        #expect(table.lookup(key) == .reconnected(.translateDestination(Self.host)))
+        // The SYN again is a retransmission, and reported again.
+        for flags in [TCPFlags.syn, .ack, .rst] {
+            var next = segment(Self.forth, flags)
+            let reported = flags == .syn ? observed(Self.forth, flags) : nil
+            #expect(
+                judge(&table, &next, .prerouting)
+                    == Judgement(.acceptRewritten, note: .none, observed: reported, learnsReply: true))
+            #expect(next == segment(translated, flags))
+        }
+    }
+
+    @Test(arguments: [TCPFlags.syn, TCPFlags([.syn, .ack])])
+    func `a SYN on the kernel datapath, or a host's SYN-ACK, passes as it is`(_ flags: TCPFlags) {
+        let key = FlowKey(stage: .prerouting, tuple: Self.forth)
+        var table = table([key: .awaitSYN(.pass)])
+        for expected in [observed(Self.forth, flags), nil] {
+            var octets = segment(Self.forth, flags)
+            #expect(
+                judge(&table, &octets, .prerouting) == Judgement(.accept, note: .none, observed: expected))
+            #expect(octets == segment(Self.forth, flags))
+            #expect(table.lookup(key) == .reconnected(.pass))
+        }
+    }
+
+    @Test func `a SYN that cannot be rewritten is still awaited`() {
+        let key = FlowKey(stage: .prerouting, tuple: Self.forth)
+        var table = table([key: .awaitSYN(.translateDestination(Self.host))])
+        var syn = segment(Self.forth, .syn)
+        #expect(judge(&table, &syn, .prerouting, isWhole: false) == Judgement(.drop, note: .truncated))
+        #expect(table.lookup(key) == .awaitSYN(.translateDestination(Self.host)))
+    }
+
+    @Test(arguments: Vector.all("tcp-rewrite.hex") + Vector.all("icmp-rewrite.hex"))
+    func `a copy that was cut is never returned in place of the packet`(_ vector: Vector) throws {
+        let (key, rule) = try rule(for: vector)
+        var table = table([key: rule])
+        let before = try vector.packet("before")
+        var octets = before
+        #expect(judge(&table, &octets, key.stage, isWhole: false) == Judgement(.drop, note: .truncated))
+        #expect(octets == before)
+        // The packet's own length field says the same when the kernel does not.
+        octets.removeLast()
+        let judgement = judge(&table, &octets, key.stage)
+        #expect(judgement.ruling != .acceptRewritten)
+        // Where nothing is to be rewritten the cut does not matter.
+        table.set(key, .passage(.pass))
+        octets = before
+        #expect(judge(&table, &octets, key.stage, isWhole: false).ruling == .accept)
+    }
+
+    @Test func `a rule of the other family drops what it cannot translate`() throws {
+        let six = try #require(Endpoint("[2001:db8::1]:80"))
+        var table = table([FlowKey(stage: .prerouting, tuple: Self.forth): .passage(.translateDestination(six))])
+        var octets = segment(Self.forth, .ack)
+        #expect(judge(&table, &octets, .prerouting) == Judgement(.drop, note: .otherFamily))
+        #expect(octets == segment(Self.forth, .ack))
+    }
+
+    @Test(arguments: Vector.all("icmp-rewrite.hex"))
+    func `errors about a flow in transit are dropped, and pass once the client is back`(_ vector: Vector) throws {
+        let (key, rule) = try rule(for: vector)
+        guard case .passage(let passage) = rule else { return }
+        var octets = try vector.packet("before")
+        for rule in [FlowRule.freeze, .awaitSYN(passage)] {
+            var table = table([key: rule])
+            #expect(judge(&table, &octets, key.stage) == Judgement(.drop, note: .icmp))
+            #expect(try octets == vector.packet("before"))
+        }
+        var table = table([key: .reconnected(.pass)])
+        #expect(judge(&table, &octets, key.stage) == Judgement(.accept, note: .icmp))
+        table.set(key, .reconnected(passage))
+        #expect(judge(&table, &octets, key.stage) == Judgement(.acceptRewritten, note: .icmp))
+        #expect(try dump(octets) == dump(vector.packet("after")))
+    }
+
+    @Test(arguments: Vector.all("icmp-rewrite.hex"))
+    func `an error that does not go to the sender of what it quotes is not ours`(_ vector: Vector) throws {
+        let (key, rule) = try rule(for: vector)
+        var table = table([key: rule])
+        var octets = try vector.packet("before")
+        octets[octets[0] >> 4 == 4 ? 19 : 39] ^= 1
+        let before = octets
+        #expect(judge(&table, &octets, key.stage) == Judgement(.accept, note: .unknownFlow))
+        #expect(octets == before)
+    }
+
+    @Test(arguments: Vector.all("recognition.hex"))
+    func `what is no whole segment is ruled by its kind`(_ vector: Vector) throws {
+        let kind = vector["kind"]
+        guard kind != "tcp" else { return }
+        var octets = try vector.packet("octets")
+        let before = octets
+        var table = table([:])
+        let expected: Judgement =
+            switch kind {
+            case "fragment", "first fragment": Judgement(.accept, note: .fragment)
+            case "other": Judgement(.accept, note: .otherProtocol)
+            default: Judgement(.drop, note: .malformed)
+            }
+        #expect(judge(&table, &octets, .prerouting) == expected)
+        if expected.ruling == .drop {
+            #expect(judge(&table, &octets, .prerouting, isWhole: false) == Judgement(.drop, note: .truncated))
+        }
+        guard kind == "first fragment", case .fragment(let first?) = Recognition(octets.span) else { return }
+        table.set(FlowKey(stage: .prerouting, tuple: first.fourTuple(in: octets.span)), .passage(.pass))
+        #expect(judge(&table, &octets, .prerouting) == Judgement(.drop, note: .fragment))
+        #expect(octets == before)
+    }
+
+    @Test(arguments: 0..<300)
+    func `client and host see each other through the table as if there were none`(_ seed: Int) throws {
+        var random = SplitMix64(seed: seed)
+        let packet = RandomPacket(using: &random)
+        guard packet.tuple.source.port != 0 else { return }
+        let host = RandomPacket.endpoint(packet.tuple.source.address.family, using: &random)
+        let home = packet.tuple.destination
+        let isAnyPort = Bool.random(using: &random)
+        var forth = FlowKey(stage: .prerouting, tuple: packet.tuple)
+        // The same packet, seen as one that travels on after prerouting, gets its destination back in postrouting.
+        var back = FlowKey(stage: .postrouting, tuple: FourTuple(source: host, destination: packet.tuple.source))
+        if isAnyPort { (forth, back) = (forth.anyPort, back.anyPort) }
+        var table = table([
+            forth: .passage(.translateDestination(host)), back: .passage(.translateSource(home)),
+        ])
+        for checksum in [ChecksumState.complete, .pending] {
+            var octets = packet.octets
+            #expect(judge(&table, &octets, .prerouting, checksum).ruling == .acceptRewritten)
+            var reply = try mirrored(octets)
+            #expect(judge(&table, &reply, .postrouting, checksum).ruling == .acceptRewritten)
+            #expect(try dump(mirrored(reply)) == dump(packet.octets))
+        }
+    }
+
+    /// The packet with source and destination exchanged: every checksum stays right, since a sum knows no order.
+    private func mirrored(_ octets: [UInt8]) throws -> [UInt8] {
+        guard case .tcp(let tcp) = Recognition(octets.span) else {
+            Issue.record("not recognised:\n\(dump(octets))")
+            return octets
+        }
+        var mirrored = octets
+        let size = tcp.ip.family == .ipv4 ? 4 : 16
+        for index in 0..<size { mirrored.swapAt(tcp.ip.sourceOffset + index, tcp.ip.destinationOffset + index) }
+        for index in 0..<2 { mirrored.swapAt(tcp.ip.payloadOffset + index, tcp.ip.payloadOffset + 2 + index) }
+        return mirrored
+    }
+
+    @Test(arguments: 0..<300)
+    func `no packet can stop the program, and none is rewritten unless the ruling says so`(_ seed: Int) {
+        var random = SplitMix64(seed: seed)
+        let packet = RandomPacket(using: &random)
+        let host = RandomPacket.endpoint(Bool.random(using: &random) ? .ipv4 : .ipv6, using: &random)
+        var table = table([
+            FlowKey(stage: .prerouting, tuple: packet.tuple).anyPort: .awaitSYN(.translateDestination(host)),
+            FlowKey(stage: .postrouting, tuple: packet.tuple): .passage(.translateSource(host)),
+            FlowKey(stage: .prerouting, tuple: packet.tuple.reversed): .passage(.translateDestination(host)),
+            FlowKey(stage: .postrouting, tuple: packet.tuple.reversed): .passage(.translateSource(host)),
+        ])
+        for round in 0..<60 {
+            var octets = Bool.random(using: &random) ? packet.octets : packet.error(using: &random)
+            for _ in 0..<(round % 4) { octets[Int(random.next() % UInt64(octets.count))] = UInt8(round) }
+            if round % 3 == 0 { octets.removeLast(Int.random(in: 0...octets.count, using: &random)) }
+            let before = octets
+            let judgement = judge(
+                &table, &octets, round % 2 == 0 ? .prerouting : .postrouting,
+                [.complete, .pending, .segmented][round % 3], isWhole: round % 5 != 0)
+            if judgement.ruling != .acceptRewritten { #expect(octets == before) }
+            if judgement.learnsReply { #expect(judgement.ruling == .acceptRewritten) }
+            #expect(octets.count == before.count)
+        }
+    }
+}

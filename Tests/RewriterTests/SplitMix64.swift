@@ -1,0 +1,1 @@
+../WireTests/SplitMix64.swift
