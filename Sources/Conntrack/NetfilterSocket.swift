@@ -65,7 +65,7 @@ internal import Glibc
                 type: octets.hostInteger16(at: offset + 4), flags: octets.hostInteger16(at: offset + 6),
                 sequence: octets.hostInteger32(at: offset + 8))
             body(header, octets.extracting(offset + 16..<offset + length))
-            offset += length + 3 & ~3
+            offset += (length + 3) & ~3
         }
         return 0
     }

@@ -17,7 +17,7 @@ struct AttributeReader: ~Escapable {
         let length = Int(rest.hostInteger16(at: 0))
         guard length >= 4, length <= rest.count else { return nil }
         let attribute = Attribute(type: rest.hostInteger16(at: 2) & 0x3fff, value: rest.extracting(4..<length))
-        rest = rest.extracting(min(length + 3 & ~3, rest.count)..<rest.count)
+        rest = rest.extracting(min((length + 3) & ~3, rest.count)..<rest.count)
         return attribute
     }
 }

@@ -34,6 +34,8 @@ public enum TableElement: Hashable, Sendable {
 public struct MixedFamilies: Error, Hashable, Sendable, CustomStringConvertible {
     public let element: TableElement
 
+    public init(element: TableElement) { self.element = element }
+
     public var description: String {
         "\(element) mixes IPv4 and IPv6 addresses; a session has one family, so name a host of the client's family."
     }

@@ -9,7 +9,7 @@ struct NFQMigCtl {
     /// The parser's own exit code for wrong usage is 64; ours is 2, as every other command's that scripts know.
     static func main() async {
         do {
-            var command = try Commands.parseAsRoot()
+            var command = try Commands.parseAsRoot(subcommandFirst(Array(CommandLine.arguments.dropFirst())))
             if var asynchronous = command as? any AsyncParsableCommand {
                 try await asynchronous.run()
             } else {
@@ -30,6 +30,18 @@ struct NFQMigCtl {
             FileHandle.standardError.write(Data((message + "\n").utf8))
             Foundation.exit(ControlInterface.ExitCode.usage.rawValue)
         }
+    }
+
+    /// The parser wants options behind the subcommand; before it they mean the same.
+    private static func subcommandFirst(_ arguments: [String]) -> [String] {
+        var leading: ArraySlice<String> = []
+        var rest = arguments[...]
+        while let option = rest.first, option == "--socket" || option == "--json" || option.hasPrefix("--socket=") {
+            let words = option == "--socket" ? 2 : 1
+            leading += rest.prefix(words)
+            rest = rest.dropFirst(words)
+        }
+        return Array(rest.prefix(1) + leading + rest.dropFirst())
     }
 
     private static func fail(_ sentence: String, _ code: Int32) -> Never {

@@ -184,7 +184,7 @@ extension NetfilterTableLab {
         listing.split(separator: "\n").flatMap { line -> [String] in
             guard line.contains("elements = ") || line.contains(" . ") else { return [String(line)] }
             let words = line.replacing("elements = {", with: "").replacing("}", with: "")
-                .replacing(/ expires [0-9a-z]+/, with: "")
+                .replacing(#/ expires [0-9a-z]+/#, with: "")
             return words.split(separator: ",").map { $0.trimmingCharacters(in: .whitespaces) }.sorted()
         }.sorted()
     }

@@ -145,6 +145,8 @@ final class LabSocket {
             listen(listener.descriptor, 1) == 0,
             withAddress(destination, port, { connect(client.descriptor, $0, length) }) == 0
         else { throw QueueLab.Failure(description: "no connection") }
+        var timeout = timeval(tv_sec: 2, tv_usec: 0)
+        setsockopt(client.descriptor, SOL_SOCKET, SO_SNDTIMEO, &timeout, socklen_t(MemoryLayout<timeval>.size))
         let accepted = accept(listener.descriptor, nil, nil)
         defer { close(accepted) }
         let descriptor = client.descriptor
@@ -159,6 +161,7 @@ final class LabSocket {
             }
             shutdown(descriptor, Int32(SHUT_WR))
         }
+        setsockopt(accepted, SOL_SOCKET, SO_RCVTIMEO, &timeout, socklen_t(MemoryLayout<timeval>.size))
         var received: [UInt8] = []
         var buffer = [UInt8](repeating: 0, count: 1 << 16)
         while true {

@@ -223,7 +223,8 @@ struct KernelTests {
 
     @Test func `a silent server is unproven, and the gateway's own firewall is named`() throws {
         let scene = try Scene(Circumstances())
-        let (_, server) = try scene.connect()
+        let (client, server) = try scene.connect()
+        defer { withExtendedLifetime(client) {} }
         try scene.freeze()
         try scene.lab.nft(
             .server, "table inet dead { chain input { type filter hook input priority 0; tcp dport 5000 drop; } }")

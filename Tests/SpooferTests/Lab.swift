@@ -26,8 +26,13 @@ final class Lab {
     }()
 
     init() throws {
-        prefix = "nfqmig-\(getpid())-\(Self.counter.next())-"
-        for host in Host.allCases { try Self.shell("ip netns add \(name(host)) && ip -n \(name(host)) link set lo up") }
+        // Two test modules may run in one process.
+        prefix = "nfqmig-\(getpid())-\(String(reflecting: Lab.self).prefix(1))\(Self.counter.next())-"
+        for host in Host.allCases {
+            try Self.shell("ip netns add \(name(host)) && ip -n \(name(host)) link set lo up")
+            // Without duplicate address detection, IPv6 works from the first packet on.
+            try run(host, "sysctl -qw net.ipv6.conf.default.dad_transmits=0")
+        }
         try run(.gateway, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
         for (host, net) in [(Host.client, 1), (.server, 2)] {
             let (inner, outer) = ("ip -n \(name(host))", "ip -n \(name(.gateway))")

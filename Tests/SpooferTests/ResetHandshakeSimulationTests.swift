@@ -161,6 +161,17 @@ let milliseconds: UInt64 = 1_000_000
         #expect(wire.peer.state == .closed)
     }
 
+    @Test func `unproven is said once, however often a peer that ignores RSTs speaks later`() {
+        var wire = Self.wire(.server, seed: 3, traits: .init(ignoresResets: true))
+        wire.run()
+        for wait in UInt64(1)...3 { wire.schedule(.peerSpeaks(.ack, 100), after: wait * 60_000 * milliseconds) }
+        let before = wire.handshake.report.resets
+        wire.run(for: 300_000 * milliseconds)
+        #expect(wire.outcomes.map(\.outcome) == [.unproven])
+        #expect(wire.handshake.report.resets >= before + 3)
+        #expect(wire.handshake.deadline == nil)
+    }
+
     @Test func `a peer that ignores RSTs is unproven, and the handshake ends`() {
         var wire = Self.wire(.server, seed: 3, traits: .init(ignoresResets: true))
         wire.run()

@@ -23,7 +23,8 @@ def one(case, family, datapath, fixed):
     what = "IPv%d, %s datapath, %s port" % (family, datapath, "same" if fixed else "new")
     client, home = address("c", family), address("a", family)
     with Stage([PORT]) as stage:
-        at_client, at_home = Capture(stage.lab, "c"), Capture(stage.lab, "a")
+        # A's cable is watched from the gateway's end, which is up while A's is not.
+        at_client, at_home = Capture(stage.lab, "c"), Capture(stage.lab, "g", device="to-a")
         with captures(at_client):
             # Ticks: A always has something to send, so that it has unsent data when its cable is pulled.
             old = stage.open("s", "tick", PORT, family, sport=20001 if fixed else 0, think=20)["sport"]

@@ -41,7 +41,8 @@ def counted(stage):
 
 def body(case):
     with Stage([PORT]) as stage:
-        iperf_server = stage.lab.spawn("b", ["iperf3", "-s", "-p", str(IPERF)], stdout=subprocess.DEVNULL)
+        iperf_server = stage.lab.spawn("b", ["iperf3", "-s", "-p", str(IPERF)], stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL)
         time.sleep(0.3)
         # The binding is made with a session of our own; iperf3's connections are then the client's new ones.
         stage.open("s", "idle", PORT, reconnect=False)

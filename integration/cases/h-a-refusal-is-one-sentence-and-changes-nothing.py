@@ -49,19 +49,24 @@ def refused(case, stage, what, code, run, usage=False):
     case.ok(stage.client.works("s"), what + ": the connection works")
 
 
+def ends(stage, *argv):
+    """Run a program that should end by itself; (exit status or None when it does not end, stderr)."""
+    try:
+        done = stage.lab.run("g", *argv, check=False, timeout=20)
+        return done.returncode, done.stderr
+    except subprocess.TimeoutExpired:
+        return None, "it is still running after 20 s"
+
+
 def without_capability(case, stage):
     socket = stage.lab.path("other.sock")
     argv = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", program("nfqmigd"), "run",
             "--socket", socket, "--state-directory", stage.lab.path("other-state")]
     before = ruleset(stage.lab)
-    try:
-        done = stage.lab.run("g", *argv, check=False, timeout=20)
-    except subprocess.TimeoutExpired:
-        case.ok(False, "without CAP_NET_ADMIN: nfqmigd ends")
-        return
-    case.ok(done.returncode != 0, "without CAP_NET_ADMIN: nfqmigd ends with a failure")
-    case.ok(sentence(done.stderr) and "CAP_NET_ADMIN" in done.stderr,
-            "without CAP_NET_ADMIN: one sentence that names the capability", done.stderr)
+    code, said = ends(stage, *argv)
+    case.ok(code not in (0, None), "without CAP_NET_ADMIN: nfqmigd ends with a failure", said)
+    case.ok(sentence(said) and "CAP_NET_ADMIN" in said,
+            "without CAP_NET_ADMIN: one sentence that names the capability", said)
     case.equal(ruleset(stage.lab), before,
                "without CAP_NET_ADMIN: the ruleset is as before")
 
@@ -100,18 +105,18 @@ def body(case):
         refused(case, stage, "show of an unknown migration", UNKNOWN, lambda: stage.daemon.ctl("show", "987654"))
 
         without_capability(case, stage)
-        second = stage.lab.run("g", program("nfqmigd"), "run", "--config", stage.daemon.config, check=False, timeout=20)
-        case.ok(second.returncode != 0 and sentence(second.stderr), "a second daemon refuses to run beside the first",
-                "exit %d: %s" % (second.returncode, second.stderr))
+        code, said = ends(stage, program("nfqmigd"), "run", "--config", stage.daemon.config)
+        case.ok(code not in (0, None) and sentence(said), "a second daemon refuses to run beside the first",
+                "exit %s: %s" % (code, said))
         case.ok(stage.daemon.ctl("sessions").code == 0, "and the first one still answers")
 
         stage.daemon.stop()
         refused(case, stage, "the daemon is not running", UNREACHABLE, lambda: migrate(client, home, b))
         with open(stage.daemon.config, "a") as file:
             file.write("colour = \"green\"\n")
-        broken = stage.lab.run("g", program("nfqmigd"), "run", "--config", stage.daemon.config, check=False, timeout=20)
-        case.ok(broken.returncode != 0 and sentence(broken.stderr) and "colour" in broken.stderr,
-                "an unknown setting is refused by name", broken.stderr)
+        code, said = ends(stage, program("nfqmigd"), "run", "--config", stage.daemon.config)
+        case.ok(code not in (0, None) and sentence(said) and "colour" in said,
+                "an unknown setting is refused by name", said)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from lab import address
 from stage import Stage, captures
 
 PORT, SMALL = 7000, 1300
-# Whose link shrinks, on which device of whom, and who then has to learn it.
-PLACES = {"client's": ("rc", "down0", "b"), "host's": ("rb", "down0", "c"),
-          "gateway's to the client": ("g", "to-c", "b"), "gateway's to the host": ("g", "to-b", "c")}
+# Which link shrinks (both its ends, as links do), and who then has to learn it from somebody else.
+PLACES = {"client's": ((("rc", "down0"), ("c", "eth0")), "b"),
+          "host's": ((("rb", "down0"), ("b", "eth0")), "c"),
+          "gateway's to the client": ((("g", "to-c"), ("rc", "up0")), "b"),
+          "gateway's to the host": ((("g", "to-b"), ("rb", "up0")), "c")}
 
 
 def learned(stage, host, family, peer):
@@ -30,9 +32,9 @@ def learned(stage, host, family, peer):
 
 
 def one(case, stage, family, datapath, place):
-    router, device, learner = PLACES[place]
+    ends, learner = PLACES[place]
     what = "the %s link, IPv%d, %s datapath" % (place, family, datapath)
-    name = "s-%d-%s-%s" % (family, datapath, router)
+    name = "s-%d-%s-%s-%s" % (family, datapath, *ends[0])
     client, home = address("c", family), stage.lab.home(family)
     peer = home if learner == "c" else client
     try:
@@ -45,8 +47,9 @@ def one(case, stage, family, datapath, place):
         at_learner = Capture(stage.lab, learner)
         mark = stage.client.mark()
         with captures(at_learner):
-            stage.lab.set_mtu(router, device, SMALL)
             before = stage.client.stats()[name]
+            for router, device in ends:
+                stage.lab.set_mtu(router, device, SMALL)
             time.sleep(3)
             after = stage.client.stats()[name]
         case.ok(after["received"] - before["received"] > 1_500_000 and after["sent"] - before["sent"] > 1_500_000,
@@ -57,7 +60,8 @@ def one(case, stage, family, datapath, place):
         case.ok(bool(own) and max(s.octets for s in own[len(own) // 2:]) == SMALL,
                 what + ": and fills it", lambda: str(max((s.octets for s in own[len(own) // 2:]), default=0)))
     finally:
-        stage.lab.set_mtu(router, device, 1500)
+        for router, device in ends:
+            stage.lab.set_mtu(router, device, 1500)
         if name in stage.client.opened:
             stage.client.close(name)
         stage.daemon.migrate(stage.who(name), stage.home(name), None)

@@ -1,0 +1,1 @@
+../SpooferTests/Lab.swift
