@@ -46,7 +46,12 @@ class Answer:
         return monotonic(self["requestedAt"]) if self["requestedAt"] else self.started
 
     def __str__(self):
-        return "exit %d; stdout: %s; stderr: %s" % (self.code, self.out.strip() or "-", self.err.strip() or "-")
+        if not self.json:
+            return "exit %d; stdout: %s; stderr: %s" % (self.code, self.out.strip() or "-", self.err.strip() or "-")
+        steps = "; ".join("%.2f %s %s" % (step["at"], step["step"], step.get("detail") or "")
+                          for step in self["timeline"] or ())
+        return "exit %d, outcome %s, reason %s, connections %s; %s%s" % (
+            self.code, self["outcome"], self["reason"], json.dumps(self["connections"]), steps, self.err.strip())
 
 
 def monotonic(realtime):

@@ -47,7 +47,8 @@ extension ConntrackError: CustomStringConvertible {
         let reason = unsafe String(cString: strerror(errno))
         if isPermissionDenied { return "\(subject): run the daemon as root or grant it CAP_NET_ADMIN." }
         if isFeatureAbsent {
-            return "\(subject) (\(reason)): load the kernel module nf_conntrack_netlink or build it (CONFIG_NF_CT_NETLINK)."
+            return "\(subject) (\(reason)): load the kernel module nf_conntrack_netlink "
+                + "or build it (CONFIG_NF_CT_NETLINK)."
         }
         switch errno {
         case EBUSY:

@@ -5,8 +5,8 @@ internal import CNetfilter
 internal import Glibc
 internal import Wire
 
-/// Something that has happened to a connection. An entry in an event carries what concerns the event: the state is absent
-/// where it has not changed.
+/// Something that has happened to a connection. An entry in an event carries what concerns the event: the state is
+/// absent where it has not changed.
 public enum ConntrackEvent: Hashable, Sendable {
     case new(ConnectionEntry)
     case updated(ConnectionEntry)
@@ -17,8 +17,8 @@ public enum ConntrackEvent: Hashable, Sendable {
 
 /// A subscription to conntrack's events of TCP connections, for an epoll loop. One thread at a time.
 ///
-/// Needs CAP_NET_ADMIN, and net.netfilter.nf_conntrack_events other than 0. With 2, the default of newer kernels, entries
-/// that are made while nobody is subscribed have no events at all, not even later (`nf_ct_ecache_ext_add`).
+/// Needs CAP_NET_ADMIN, and net.netfilter.nf_conntrack_events other than 0. With 2, the default of newer kernels,
+/// entries that are made while nobody is subscribed have no events at all, not even later (`nf_ct_ecache_ext_add`).
 public final class ConntrackEvents {
     private let socket: NetfilterSocket
 

@@ -18,8 +18,10 @@ enum Ctnetlink {
     /// Asks for all TCP entries of a family, only those that `client` has originated if it is given.
     ///
     /// The kernel filters since Linux 5.8 (CTA_FILTER); older ones send everything, so the reader looks once more. The
-    /// filter's bits are those of the kernel's nf_internals.h: 1 source address, 8 protocol.
+    /// filter's bits are those of the kernel's nf_internals.h: 1 source address, 8 protocol. Not by IPv6 address: Linux
+    /// 6.18 leaves out just the entries that match (`ctnetlink_filter_match_tuple` has that comparison inverted).
     static func list(_ family: AddressFamily, client: IPAddress?, sequence: UInt32) -> [UInt8] {
+        let client = family == .ipv4 ? client : nil
         var message = MessageWriter(
             type: get, flags: UInt16(NLM_F_REQUEST | NLM_F_DUMP), sequence: sequence, family: self.family(family))
         message.nest(CTA_FILTER.rawValue) {

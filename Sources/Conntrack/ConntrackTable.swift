@@ -29,7 +29,7 @@ public final class ConntrackTable {
         for family in AddressFamily.allCases where client == nil || client?.family == family {
             do {
                 try all.append(contentsOf: dump(family, client: client, where: filter))
-            } catch where error.errno == EAFNOSUPPORT && family == .ipv6 {
+            } catch let error where error.errno == EAFNOSUPPORT && family == .ipv6 {
                 continue
             }
         }
@@ -41,16 +41,16 @@ public final class ConntrackTable {
         try look(original, isReply: false, zone: zone)
     }
 
-    /// The connection whose responder answers with this tuple, as it is before its translation is undone; nil when there
-    /// is none.
+    /// The connection whose responder answers with this tuple, as it is before its translation is undone; nil when
+    /// there is none.
     public func entry(reply: FourTuple, zone: UInt16 = 0) throws(ConntrackError) -> ConnectionEntry? {
         try look(reply, isReply: true, zone: zone)
     }
 
     /// Deletes this entry and no other: by its original tuple, zone and identifier.
     ///
-    /// The identifier is derived from the entry's place in memory and its tuple (`nf_ct_get_id`), so a newer entry of the
-    /// same tuple is spared unless it took over the very place.
+    /// The identifier is derived from the entry's place in memory and its tuple (`nf_ct_get_id`), so a newer entry of
+    /// the same tuple is spared unless it took over the very place.
     ///
     /// - Returns: false when it had gone already.
     public func delete(_ entry: ConnectionEntry) throws(ConntrackError) -> Bool {
@@ -93,7 +93,8 @@ public final class ConntrackTable {
         }
         switch result {
         case 0:
-            // The kernel looks a tuple up in both directions: an entry of the other direction is not what was asked for.
+            // The kernel looks a tuple up in both directions: an entry of the other direction is not what was asked
+            // for.
             return found.flatMap { (isReply ? $0.reply : $0.original) == tuple ? $0 : nil }
         case ENOENT: return nil
         default: throw ConntrackError(.look, tuple: tuple, errno: result)

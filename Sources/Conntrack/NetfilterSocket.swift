@@ -49,10 +49,11 @@ internal import Glibc
         return sent == message.count ? 0 : errno
     }
 
-    /// Receives once and hands over each message of the datagram: its type, flags, sequence number, and what follows the
-    /// netlink header.
+    /// Receives once and hands over each message of the datagram: its type, flags, sequence number, and what follows
+    /// the netlink header.
     ///
-    /// - Returns: 0, or an error number: EAGAIN when nothing is there (or came in time), ENOBUFS when messages were lost.
+    /// - Returns: 0, or an error number: EAGAIN when nothing is there (or came in time), ENOBUFS when messages were
+    ///   lost.
     func receive(_ body: (_ header: Header, _ rest: Span<UInt8>) -> Void) -> Int32 {
         let count = unsafe mnl_socket_recvfrom(handle, buffer.baseAddress, buffer.count)
         guard count >= 0 else { return errno }

@@ -61,7 +61,8 @@ extension Span where Element == UInt8 {
 struct MessageWriter {
     private(set) var octets: [UInt8] = []
 
-    /// Begins with the headers of netlink and nfnetlink (struct nlmsghdr, struct nfgenmsg); the length is filled in last.
+    /// Begins with the headers of netlink and nfnetlink (struct nlmsghdr, struct nfgenmsg); the length is filled in
+    /// last.
     init(type: UInt16, flags: UInt16, sequence: UInt32, family: UInt8) {
         putHost(UInt32(0))
         putHost(type)
@@ -109,7 +110,8 @@ struct MessageWriter {
     private static func hostOctets<Number: FixedWidthInteger>(_ value: Number) -> [UInt8] {
         let count = MemoryLayout<Number>.size
         let network = value.bigEndian
-        // `bigEndian` is the number whose memory is the network order of `value`; shifting from the top of that undoes it.
+        // `bigEndian` is the number whose memory is the network order of `value`; shifting from the top of that undoes
+        // it.
         return (0..<count).map { UInt8(truncatingIfNeeded: network >> Number(8 * (count - 1 - $0))) }
     }
 }

@@ -30,8 +30,7 @@ extension Coordinator {
         let key = request.session
         let binding = sessions[key]?.binding
         do {
-            let entries = try gateway.conntrack.entries(client: key.client)
-            for entry in entries where key.clientPort == nil || entry.original.source.port == key.clientPort {
+            for entry in try entries(of: key, binding: binding) where key.clientPort == nil || entry.original.source.port == key.clientPort {
                 guard let connection = located(entry, key: key, binding: binding) else { continue }
                 running.entries[connection.clientSide] = entry
             }
@@ -41,6 +40,14 @@ extension Coordinator {
         let connections = running.entries.compactMap { located($0.value, key: key, binding: binding) }
         running.note("located", "\(connections.count) connection\(connections.count == 1 ? "" : "s")")
         return .located(connections)
+    }
+
+    /// Conntrack's entries that may be this session's: one look-up where the four-tuple is known, else a dump.
+    private func entries(of key: SessionKey, binding: Binding?) throws -> [ConnectionEntry] {
+        guard key.clientPort != nil else { return try gateway.conntrack.entries(client: key.client) }
+        var original = key.original
+        if let binding, binding.datapath == .queue { original.destination = binding.host }
+        return try gateway.conntrack.entry(original: original).map { [$0] } ?? []
     }
 
     /// The connection that a conntrack entry stands for, if it is one of this session's and not over.
@@ -134,7 +141,7 @@ extension Coordinator {
     private func finish(_ running: RunningMigration, _ outcome: MigrationOutcome) {
         running.finishedAt = EventLoop.wallClock
         awaitingReconnect.remove(running.machine.id)
-        if awaitingReconnect.isEmpty { closeEvents() }
+        if awaitingReconnect.isEmpty { closeEventsWhenIdle() }
         do {
             try journal.forgetMigration(running.machine.id)
         } catch {

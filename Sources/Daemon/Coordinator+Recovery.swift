@@ -20,6 +20,9 @@ extension Coordinator {
             sessions[before.key] = before.isIdle ? nil : before
             logger.notice("migration \(entry.id) was not switched for good: taken back")
         }
+        // The queues come first: another daemon has them bound, and then this one must not touch the table.
+        let known = sessions.values.reduce(into: [FlowKey: FlowRule]()) { $0.merge($1.flows()) { first, _ in first } }
+        try gateway.startQueues(configuration, flows: known.map { ($0.key, $0.value) })
         // A table that has to be made, or made anew by another version, knows its elements from the first packet on.
         let elements = sessions.values.flatMap { session in
             session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
@@ -28,8 +31,8 @@ extension Coordinator {
         logger.notice(
             "table \(established)", metadata: ["queue": "\(gateway.table.queueStatement.map { "\($0)" } ?? "unknown")"])
         try reconcile()
-        let flows = sessions.values.flatMap { session in session.flows().map { ($0.key, $0.value) } }
-        try gateway.startQueues(configuration, flows: flows)
+        let wanted = Set(sessions.values.flatMap { $0.flows().keys })
+        try gateway.post(known.keys.filter { !wanted.contains($0) }.map { .remove($0) })
         for ring in gateway.rings {
             loop.watch(ring.eventFileDescriptor) { self.drainObservations(of: ring) }
         }

@@ -21,9 +21,10 @@ extension Coordinator {
                 segments += beginHandshake(connection.clientSide.reversed, .client, connection, running)
             } else if let probe = running.machine.passiveProbe(for: connection) {
                 passives[connection.clientSide] = PassiveRelay(
-                    tuple: probe, migration: running.machine.id, isFromClient: true)
+                    tuple: probe, migration: running.machine.id, connection: connection, isFromClient: true)
                 passives[probe.reversed] = PassiveRelay(
-                    tuple: connection.clientSide.reversed, migration: running.machine.id, isFromClient: false)
+                    tuple: connection.clientSide.reversed, migration: running.machine.id, connection: connection,
+                    isFromClient: false)
             }
         }
         send(segments)
@@ -192,9 +193,10 @@ extension Coordinator {
                 tuple: relay.tuple, sequence: segment.sequence, acknowledgement: segment.acknowledgement,
                 flags: segment.flags.intersection([.ack, .rst]), window: segment.window)
         ])
-        if relay.lastShown == 0, let migration = migrations[relay.migration] {
-            migration.note(relay.isFromClient ? "client spoke" : "to-host answered", "\(segment.flags)")
-        }
+        guard relay.lastShown == 0, let migration = migrations[relay.migration] else { return }
+        migration.note(relay.isFromClient ? "client spoke" : "to-host answered", "\(segment.flags)")
+        // The client has been told, by somebody who cannot be asked for a proof.
+        if !relay.isFromClient { advance(migration, .clientReset(relay.connection, .unproven)) }
     }
 
     // MARK: - Conntrack's events
@@ -211,6 +213,14 @@ extension Coordinator {
         guard let subscription = events else { return }
         loop.forget(subscription.fileDescriptor)
         events = nil
+    }
+
+    /// Stops listening when no migration has waited for a while. Not at once: the kernel takes tens of milliseconds to
+    /// end a subscription (it waits for RCU), which the next migration would have to wait for too.
+    func closeEventsWhenIdle() {
+        loop.schedule(at: EventLoop.now + 30_000_000_000) {
+            if self.awaitingReconnect.isEmpty { self.closeEvents() }
+        }
     }
 
     private func drainEvents() {

@@ -184,6 +184,7 @@ actor Coordinator {
         {
             return session.key.home
         }
+        if key.clientPort != nil, (try? gateway.conntrack.entry(original: key.original)) ?? nil != nil { return key.home }
         guard let entries = try? gateway.conntrack.entries(client: key.client) else { return key.home }
         let candidates = entries.filter { key.clientPort == nil || $0.original.source.port == key.clientPort }
         if candidates.contains(where: { $0.original.destination == key.home }) { return key.home }

@@ -84,6 +84,7 @@ struct PassiveRelay {
     /// The four-tuple that the segment is given.
     var tuple: FourTuple
     var migration: UInt64
+    var connection: LocatedConnection
     /// Whether these are the client's segments (the other side's RSTs otherwise).
     var isFromClient: Bool
     /// When a segment was last shown, in nanoseconds.

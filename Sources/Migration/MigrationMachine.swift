@@ -238,6 +238,7 @@ public struct MigrationMachine: Sendable {
             if clientResults[connection] == nil || clientResults[connection] == .unproven {
                 clientResults[connection] = result
             }
+            if request.passive { effects += endWaiting(for: connection) }
         case .reconnecting(let tuple):
             reconnected.insert(tuple)
             if let old = connections.first(where: { $0.clientSide == tuple }) {
@@ -285,6 +286,16 @@ public struct MigrationMachine: Sendable {
         for tuple in [connection.clientSide, passiveProbe(for: connection)?.reversed].compactMap({ $0 })
         where session.transits[tuple]?.migration == id {
             session.transits[tuple] = nil
+        }
+        return before == session ? [] : [.install(from: before, to: session)]
+    }
+
+    /// A client that was left alone has spoken and been answered: what stands for it ends soon.
+    private mutating func endWaiting(for connection: LocatedConnection) -> [Effect] {
+        let before = session
+        for tuple in [connection.clientSide, passiveProbe(for: connection)?.reversed].compactMap({ $0 })
+        where session.transits[tuple]?.migration == id {
+            session.transits[tuple]?.lifetime = lifetimes.guardClient
         }
         return before == session ? [] : [.install(from: before, to: session)]
     }

@@ -16,14 +16,31 @@ extension NetfilterTable {
         return all
     }
 
-    private func elements(of name: SetName) throws(NetlinkError) -> [TableElement] {
+    /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so many
+    /// elements of an order that is another by then, and misses some (nft_rhash_walk counts `skip`). So such a dump is
+    /// repeated until two agree.
+    private func elements(of name: SetName) throws(NetlinkError) -> Set<TableElement> {
+        var (found, messages) = try dumpElements(of: name)
+        if messages <= 1 { return found }
+        for _ in 0..<10 {
+            let again = try dumpElements(of: name).elements
+            if again == found { break }
+            found = again
+        }
+        return found
+    }
+
+    private func dumpElements(of name: SetName) throws(NetlinkError) -> (elements: Set<TableElement>, messages: Int) {
         let request = NftSet(table: ruleset.tableName, name: name.description)
-        var elements: [TableElement] = []
+        var elements: Set<TableElement> = []
+        var messages = 0
         try unsafe dump(NFT_MSG_GETSETELEM) {
             unsafe request.writeElements(to: $0)
         } restart: {
             elements = []
+            messages = 0
         } read: { message in
+            messages += 1
             let part = NftSet()
             guard unsafe part.readElements(message) else { return }
             part.forEachElement { key, data, chain in
@@ -34,10 +51,10 @@ extension NetfilterTable {
                 } else {
                     value = data.isEmpty ? .none : .octets(data)
                 }
-                if let element = ElementForm(set: name, key: key, value: value).element { elements.append(element) }
+                if let element = ElementForm(set: name, key: key, value: value).element { elements.insert(element) }
             }
         }
-        return elements
+        return (elements, messages)
     }
 
     /// A table of our name, if there is one.

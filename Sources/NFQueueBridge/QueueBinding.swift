@@ -71,7 +71,7 @@ extension NetlinkSocket {
     /// EOPNOTSUPP only for flags that it does not know.
     private static func explained(_ error: NetlinkError, queue: UInt16) -> NetlinkError {
         switch error.errno {
-        case EPERM where nfqmig_has_capability(UInt32(CAP_NET_ADMIN)) == 1:
+        case EPERM where nfqmig_has_capability(netAdministration) == 1:
             NetlinkError(operation: .bindQueue(queue), errno: EBUSY)
         case EOPNOTSUPP:
             NetlinkError(operation: .configureQueue(queue), errno: EOPNOTSUPP)
@@ -81,5 +81,5 @@ extension NetlinkSocket {
     }
 
     /// CAP_NET_ADMIN of linux/capability.h.
-    private static let CAP_NET_ADMIN = 12
+    private static let netAdministration: UInt32 = 12
 }

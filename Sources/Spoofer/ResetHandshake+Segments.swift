@@ -47,10 +47,10 @@ extension ResetHandshake {
     /// A challenge to a victim whose numbers are known: alive, it answers with its numbers; else with a RST at the
     /// acknowledgement number of the challenge, which is random.
     ///
-    /// The octet ends one before the number that the victim expects: it is old whatever happens, so never delivered; it lies
-    /// outside the window, so the answer does not depend on the acknowledgement number; and it is answered at once. That
-    /// number is one of the past, which packet filters at the victim let pass; on every second attempt of the near past,
-    /// for the older ones among them (Linux before 6.1: MAXACKWINDOW, 66000), and with timestamps.
+    /// The octet ends one before the number that the victim expects: it is old whatever happens, so never delivered; it
+    /// lies outside the window, so the answer does not depend on the acknowledgement number; and it is answered at
+    /// once. That number is one of the past, which packet filters at the victim let pass; on every second attempt of
+    /// the near past, for the older ones among them (Linux before 6.1: MAXACKWINDOW, 66000), and with timestamps.
     mutating func provingChallenge(_ told: Numbers, attempt: Int) -> [Action] {
         let isStrict = attempt % 2 == 1
         let age = UInt32.random(in: isStrict ? 1..<60_000 : 1 << 24..<1 << 31 - 1 << 24, using: &random)
@@ -60,8 +60,8 @@ extension ResetHandshake {
         ]
     }
 
-    /// The RST: at exactly the number that the victim expects, with an acknowledgement that packet filters find right. No
-    /// timestamps: RFC 7323 section 5.2 exempts RSTs from its check.
+    /// The RST: at exactly the number that the victim expects, with an acknowledgement that packet filters find right.
+    /// No timestamps: RFC 7323 section 5.2 exempts RSTs from its check.
     mutating func resetSegment(at told: Numbers) -> Action {
         report.resets += 1
         return .send(

@@ -62,8 +62,8 @@ extension ResetHandshake {
         /// How long a host that may hold the connection half open must be silent after its RST. SYN-ACKs are repeated
         /// after one second (RFC 6298 section 2.1).
         public var quietPeriod: UInt64 = 2_000_000_000
-        /// How many times a new acknowledgement number is followed by a proving challenge at once; later ones draw a RST
-        /// only and the challenge waits for the next interval.
+        /// How many times a new acknowledgement number is followed by a proving challenge at once; later ones draw a
+        /// RST only and the challenge waits for the next interval.
         public var promptRounds = 8
         /// After this many RSTs they are sent at most once per first retry interval.
         public var promptResets = 256

@@ -11,13 +11,13 @@ public import Wire
 ///                          └── client's SYN, in every state ─► over
 ///
 /// The victim itself tells its numbers: an acknowledgement that does not fit is answered with the right ones (RFC 9293
-/// section 3.10.7.4, "challenge ACK" in RFC 5961). A RST is accepted only at exactly the number that the victim expects,
-/// and some stacks compare with the number that they have last sent; so every acknowledgement number that the victim
-/// emits draws a RST at that number. A last challenge with a random acknowledgement number proves the result: an
+/// section 3.10.7.4, "challenge ACK" in RFC 5961). A RST is accepted only at exactly the number that the victim
+/// expects, and some stacks compare with the number that they have last sent; so every acknowledgement number that the
+/// victim emits draws a RST at that number. A last challenge with a random acknowledgement number proves the result: an
 /// endpoint without the connection answers with a RST whose sequence number is ours (RFC 9293 section 3.10.7.1).
 ///
-/// Neither the clock nor chance is its own: `now` is in nanoseconds of a monotonic clock, all random numbers come from the
-/// seed. Whatever does not fit is ignored and counted, since a stranger may choose it.
+/// Neither the clock nor chance is its own: `now` is in nanoseconds of a monotonic clock, all random numbers come from
+/// the seed. Whatever does not fit is ignored and counted, since a stranger may choose it.
 public struct ResetHandshake: Sendable {
     enum Phase: Hashable, Sendable {
         case idle
@@ -203,8 +203,8 @@ public struct ResetHandshake: Sendable {
         let isPaced = report.resets == 0 || now &- lastReset >= policy.interval(0)
         switch phase {
         case .challenging, .resetting, .quiet:
-            // A number that has had its RST: either the two have crossed, or one was lost and the next interval repeats it.
-            // In a quiet phase no interval runs.
+            // A number that has had its RST: either the two have crossed, or one was lost and the next interval repeats
+            // it. In a quiet phase no interval runs.
             guard isNew && (isPaced || report.resets < policy.promptResets) || isQuiet && isPaced else {
                 return ignore()
             }

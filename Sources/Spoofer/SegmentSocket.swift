@@ -3,11 +3,12 @@
 internal import Glibc
 public import Wire
 
-/// Sends segments in anybody's name: one raw socket per family, headers included (raw(7), IPPROTO_RAW implies IP_HDRINCL).
+/// Sends segments in anybody's name: one raw socket per family, headers included (raw(7), IPPROTO_RAW implies
+/// IP_HDRINCL).
 ///
-/// Neither a bind nor `ip_nonlocal_bind` is needed, and reverse path filters do not look at what leaves. The mark, set before
-/// the routing decision, is what the ruleset knows our segments by, and what `ip rule … fwmark` can route them by: the
-/// forged source plays no part in routing. Without IPv6 in the kernel only IPv4 can be sent.
+/// Neither a bind nor `ip_nonlocal_bind` is needed, and reverse path filters do not look at what leaves. The mark, set
+/// before the routing decision, is what the ruleset knows our segments by, and what `ip rule … fwmark` can route them
+/// by: the forged source plays no part in routing. Without IPv6 in the kernel only IPv4 can be sent.
 public struct SegmentSocket: ~Copyable {
     private let ipv4: Int32
     /// -1 when the kernel has no IPv6.
@@ -19,7 +20,7 @@ public struct SegmentSocket: ~Copyable {
         let ipv4 = try Self.open(.ipv4, mark: mark)
         do {
             ipv6 = try Self.open(.ipv6, mark: mark)
-        } catch where error.errno == EAFNOSUPPORT {
+        } catch let error where error.errno == EAFNOSUPPORT {
             ipv6 = -1
         } catch {
             close(ipv4)

@@ -41,17 +41,14 @@ public struct ICMPErrorPacket: Hashable, Sendable {
         }
     }
 
-    /// Where the quotation ends: at the end of the packet, or earlier when ICMP extensions follow it (RFC 4884
-    /// section 4: a length of at least 128 octets, in 32-bit words for IPv4 and in 64-bit words for types 1 and 3 of
-    /// IPv6).
+    /// Where the quotation ends: at the end of the packet, or earlier when ICMP extensions follow it, at 128 octets or
+    /// more (RFC 4884 section 4: a length in 64-bit words in types 1 and 3 of ICMPv6). In ICMP the longest headers of
+    /// IPv4 and TCP end before that.
     @inlinable @inline(__always)
     internal static func quotationEnd(_ packet: Span<UInt8>, _ ip: IPHeader, end: Int) -> Int {
         let icmp = ip.payloadOffset
-        let length: Int
-        switch ip.family {
-        case .ipv4: length = Int(packet[icmp + 5]) * 4
-        case .ipv6: length = packet[icmp] == 1 || packet[icmp] == 3 ? Int(packet[icmp + 4]) * 8 : 0
-        }
+        guard ip.family == .ipv6, packet[icmp] == 1 || packet[icmp] == 3 else { return end }
+        let length = Int(packet[icmp + 4]) * 8
         return length >= 128 ? min(end, icmp + 8 + length) : end
     }
 

@@ -91,6 +91,8 @@ struct ConntrackKernelTests {
         #expect(try scene.table.entries(client: Lab.address(.client, .ipv4)).count == 20)
         #expect(try scene.table.entries(client: Lab.address(.client, .ipv6)).count == 10)
         #expect(try scene.table.entries(client: Lab.address(.server, .ipv4)).isEmpty)
+        // By IPv6 address it is not the kernel that filters.
+        #expect(try scene.table.entries(client: Lab.address(.server, .ipv6)).isEmpty)
         #expect(try scene.table.entries { $0.original.source.port < 41_005 }.count == 10)
         let entry = try #require(try scene.table.entries(client: Lab.address(.client, .ipv6)).first)
         #expect(entry.original.destination == Scene.home(.ipv6))

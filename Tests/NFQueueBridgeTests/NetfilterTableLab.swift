@@ -45,22 +45,28 @@ enum NetfilterTableLab {
     }
 
     /// Runs a command in the calling thread's network namespace (a child inherits it) and returns what it prints.
+    /// Not by Foundation's Process: its waiting for the end hangs on a thread without a run loop.
     @discardableResult
-    static func shell(_ command: String, input: String = "") throws -> String {
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: "/bin/sh")
-        process.arguments = ["-c", command]
-        process.environment = ["PATH": "/usr/sbin:/usr/bin:/sbin:/bin"]
-        let (given, printed, complaint) = (Pipe(), Pipe(), Pipe())
-        (process.standardInput, process.standardOutput, process.standardError) = (given, printed, complaint)
-        try process.run()
-        given.fileHandleForWriting.write(Data(input.utf8))
-        try given.fileHandleForWriting.close()
-        let output = String(decoding: printed.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        let errors = String(decoding: complaint.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        guard process.terminationStatus == 0 else { throw Failure(description: "\(command): \(errors)") }
-        return output
+    static func shell(_ command: String, input: String = "", environment: String? = nil) throws -> String {
+        let base = FileManager.default.temporaryDirectory.appendingPathComponent("nfqmig-\(UUID().uuidString)").path
+        let (given, printed, complaint) = (base + ".in", base + ".out", base + ".err")
+        defer { for path in [given, printed, complaint] { try? FileManager.default.removeItem(atPath: path) } }
+        try input.write(toFile: given, atomically: false, encoding: .utf8)
+        let script = "exec <\(given) >\(printed) 2>\(complaint); \(command)"
+        let texts: [String] = ["sh", "-c", script, "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+        let words = (texts + [environment ?? "LC_ALL=C"]).map { strdup($0) }
+        defer { for word in words { free(word) } }
+        var process: pid_t = 0
+        guard posix_spawn(&process, "/bin/sh", nil, nil, words.prefix(3) + [nil], words.suffix(2) + [nil]) == 0 else {
+            throw Failure(description: "cannot run sh")
+        }
+        var status: Int32 = 0
+        while waitpid(process, &status, 0) < 0 && errno == EINTR {}
+        guard status == 0 else {
+            let errors = try String(contentsOfFile: complaint, encoding: .utf8)
+            throw Failure(description: "\(command): \(errors)")
+        }
+        return try String(contentsOfFile: printed, encoding: .utf8)
     }
 
     @discardableResult

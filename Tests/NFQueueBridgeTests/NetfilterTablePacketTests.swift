@@ -1,1 +1,193 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
+
+import NFQueueBridge
+import Ruleset
+import Testing
+import Wire
+
+private typealias Lab = NetfilterTableLab
+
+/// The rules at work, on single packets.
+@Suite(.serialized, .enabled(if: NetfilterTableLab.isAvailable, Comment(rawValue: NetfilterTableLab.requirement)))
+struct NetfilterTablePacketTests {
+    /// The addresses of one family.
+    struct Ends: Sendable, CustomStringConvertible {
+        var client: String
+        var home: String
+        var host: String
+        var description: String { client }
+        var clientAddress: String { client.replacing("[", with: "").replacing("]", with: "") }
+        var homeAddress: String { home.replacing("[", with: "").replacing("]", with: "") }
+
+        static let both = [
+            Ends(client: "198.18.1.2", home: "198.18.2.6", host: "198.18.2.7"),
+            Ends(client: "[2001:db8:1::2]", home: "[2001:db8:2::6]", host: "[2001:db8:2::7]"),
+        ]
+    }
+
+    private func withWire(_ body: @escaping @Sendable (NetfilterTable, NetfilterTableWire) throws -> Void) throws {
+        try Lab.inNamespace {
+            let wire = try NetfilterTableWire()
+            defer { wire.remove() }
+            let table = try NetfilterTable(Lab.options)
+            _ = try table.establish()
+            try body(table, wire)
+        }
+    }
+
+    @Test(arguments: Ends.both)
+    func `a new connection in the map is translated and its answer comes from home`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            let bound = try Lab.tuple("\(ends.client):5000", "\(ends.home):443")
+            try table.apply(TableChange(adding: [.connection(bound, host: try Lab.endpoint("\(ends.host):8443"))]))
+            let seen = try wire.send(
+                "client \(ends.client):5000>\(ends.home):443 S 1 0", "client \(ends.client):5001>\(ends.home):443 S 1 0")
+            // Nobody listens: the host's kernel answers with RST.
+            #expect(Set(seen) == [
+                "host \(ends.client):5000>\(ends.host):8443 S 1 0", "client \(ends.home):443>\(ends.client):5000 RA 0 2",
+                "host \(ends.client):5001>\(ends.home):443 S 1 0", "client \(ends.home):443>\(ends.client):5001 RA 0 2",
+            ])
+        }
+    }
+
+    @Test(arguments: Ends.both)
+    func `every new connection of a bound client is translated`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            let home = try Lab.endpoint("\(ends.home):443")
+            let client = try Lab.endpoint("\(ends.client):0").address
+            try table.apply(
+                TableChange(adding: [.client(client, home: home, host: try Lab.endpoint("\(ends.host):443"))]))
+            let seen = try wire.send(
+                "client \(ends.client):5000>\(ends.home):443 S 1 0", "client \(ends.client):5001>\(ends.home):443 S 1 0",
+                "client \(ends.client):5000>\(ends.home):80 S 1 0")
+            #expect(Set(seen.filter { $0.hasPrefix("host") }) == [
+                "host \(ends.client):5000>\(ends.host):443 S 1 0", "host \(ends.client):5001>\(ends.host):443 S 1 0",
+                "host \(ends.client):5000>\(ends.home):80 S 1 0",
+            ])
+        }
+    }
+
+    @Test(arguments: Ends.both)
+    func `a guarded host is answered with a RST through a firewall that drops the invalid`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            try Lab.nft(
+                "table inet firewall { chain output { type filter hook output priority 0; ct state invalid drop; }; }")
+            let speaking = try Lab.tuple("\(ends.home):443", "\(ends.client):5000")
+            let segment = "host \(ends.home):443>\(ends.client):5000 A 1000 305419896"
+            try table.apply(TableChange(adding: [.divert(speaking, .guard)]))
+            // Without the element that keeps the RST untracked, the firewall has it.
+            #expect(try wire.send(segment) == [])
+            try table.apply(TableChange(adding: [.guarded(speaking.reversed)]))
+            #expect(try wire.send(segment) == ["host \(ends.client):5000>\(ends.home):443 R 305419896 0"])
+            // Its neighbour port is not guarded.
+            #expect(
+                try wire.send("host \(ends.home):443>\(ends.client):5001 A 1000 1").contains(
+                    "client \(ends.home):443>\(ends.client):5001 A 1000 1"))
+        }
+    }
+
+    @Test(arguments: Ends.both)
+    func `a diverted segment is dropped while nobody listens to the queue`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            let home = try Lab.endpoint("\(ends.home):443")
+            let tuple = try Lab.tuple("\(ends.client):5000", "\(ends.home):80")
+            try table.apply(
+                TableChange(adding: [
+                    .divert(tuple, .queue),
+                    .divertClient(client: tuple.source.address, home: home),
+                    .reply(try Lab.tuple("\(ends.home):22", "\(ends.client):5000")),
+                ]))
+            let seen = try wire.send(
+                "client \(ends.client):5000>\(ends.home):80 A 1 1",
+                "client \(ends.client):5000>\(ends.home):443 A 1 1",
+                "client \(ends.client):5001>\(ends.home):443 A 1 1",
+                "host \(ends.home):22>\(ends.client):5000 A 1 1",
+                "client \(ends.client):5001>\(ends.home):80 R 1 1")
+            #expect(seen == ["host \(ends.client):5001>\(ends.home):80 R 1 1"])
+        }
+    }
+
+    @Test(arguments: Ends.both)
+    func `ICMP errors for a home and for its client are diverted and nothing else of ICMP`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            let packets = [
+                "client \(ends.clientAddress)>\(ends.homeAddress) unreachable",
+                "client \(ends.clientAddress)>\(ends.homeAddress) echo",
+                "host \(ends.homeAddress)>\(ends.clientAddress) unreachable",
+                "host \(ends.homeAddress)>\(ends.clientAddress) echo",
+            ]
+            let echoes: Set = [
+                "host \(ends.clientAddress)>\(ends.homeAddress) echo",
+                "client \(ends.homeAddress)>\(ends.clientAddress) echo",
+            ]
+            let (toHome, toClient) = (
+                "host \(ends.clientAddress)>\(ends.homeAddress) unreachable",
+                "client \(ends.homeAddress)>\(ends.clientAddress) unreachable"
+            )
+            let home = TableElement.icmpHome(try Lab.endpoint("\(ends.home):1").address)
+            let peer = TableElement.icmpPeer(try Lab.endpoint("\(ends.client):1").address)
+            func seen() throws -> Set<String> { Set(try wire.send(packets[0], packets[1], packets[2], packets[3])) }
+            #expect(try seen() == echoes.union([toHome, toClient]))
+            try table.apply(TableChange(adding: [home]))
+            #expect(try seen() == echoes.union([toClient]))
+            try table.apply(TableChange(remove: [home], add: [.init(element: peer)]))
+            #expect(try seen() == echoes.union([toHome]))
+        }
+    }
+
+    @Test(arguments: Ends.both)
+    func `a packet with our mark teaches its reply and loses the mark`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            // Between the queue's hook and chain `learn` a packet has the mark of its verdict.
+            try Lab.nft(
+                """
+                table inet test {
+                    chain verdict {
+                        type filter hook prerouting priority -295
+                        tcp dport 8443 meta mark set 0x6e6d6967
+                    }
+                    chain forward {
+                        type filter hook forward priority 0
+                        meta mark 0x6e6d6967 drop
+                    }
+                }
+                """)
+            let seen = try wire.send("client \(ends.client):5000>\(ends.host):8443 A 1 1")
+            #expect(seen == ["host \(ends.client):5000>\(ends.host):8443 A 1 1"])
+            #expect(try table.elements() == [.reply(try Lab.tuple("\(ends.host):8443", "\(ends.client):5000"))])
+        }
+    }
+
+    @Test(arguments: Ends.both)
+    func `our own marked segments are untracked and are not diverted`(_ ends: Ends) throws {
+        try withWire { table, _ in
+            try Lab.nft(
+                """
+                table inet test {
+                    chain output {
+                        type filter hook postrouting priority 300
+                        tcp dport 5000 meta mark 0x6e6d6967 ct state untracked counter
+                        tcp dport 5000 meta mark 0 counter
+                    }
+                }
+                """)
+            let isIPv6 = ends.client.hasPrefix("[")
+            let gateway = isIPv6 ? "[2001:db8:1::1]" : "198.18.1.1"
+            let sender = """
+                import socket, struct, sys
+                s = socket.socket(socket.\(isIPv6 ? "AF_INET6" : "AF_INET"), socket.SOCK_RAW, socket.IPPROTO_TCP)
+                for mark in sys.argv[1:]:
+                    s.setsockopt(socket.SOL_SOCKET, 36, int(mark, 0))
+                    s.sendto(struct.pack("!HHLLBBHHH", 999, 5000, 1, 1, 0x50, 16, 1000, 0, 0), ("\(ends.clientAddress)", 0))
+                """
+            let counters = { try Lab.shell("nft list table inet test").split(separator: "\n").filter { $0.contains("counter") } }
+            try Lab.shell("/usr/bin/python3 - 0x6e6d6967 0", input: sender)
+            #expect(try counters().allSatisfy { $0.contains("packets 1 ") })
+            // A tuple whose segments go to a queue, which nobody serves.
+            try table.apply(TableChange(adding: [.reply(try Lab.tuple("\(gateway):999", "\(ends.client):5000"))]))
+            try Lab.shell("/usr/bin/python3 - 0x6e6d6967 0", input: sender)
+            let after = try counters()
+            #expect(after.first?.contains("packets 2 ") == true && after.last?.contains("packets 1 ") == true)
+        }
+    }
+}

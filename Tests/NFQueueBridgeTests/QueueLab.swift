@@ -52,7 +52,8 @@ enum QueueLab {
     static func divertAll(to queues: ClosedRange<UInt16> = 0...0) throws {
         let (first, last) = (queues.lowerBound, queues.upperBound)
         let numbers = first == last ? "\(first)" : "\(first)-\(last)"
-        let table = "add table inet lab; "
+        let table =
+            "add table inet lab; "
             + "add chain inet lab raw { type filter hook prerouting priority -300; }; "
             + "add rule inet lab raw ip daddr 198.18.0.0/24 queue num \(numbers)"
         do {
@@ -81,6 +82,8 @@ enum QueueLab {
 
     /// What the kernel says of a queue in this namespace (/proc/net/netfilter/nfnetlink_queue).
     struct KernelState: Sendable {
+        /// The netlink port of the socket that has the queue.
+        var port: Int64
         var waiting: UInt64
         var dropped: UInt64
         var userDropped: UInt64
@@ -91,10 +94,11 @@ enum QueueLab {
     static func kernelState(of queue: UInt16) throws -> KernelState? {
         let text = try String(contentsOfFile: "/proc/thread-self/net/netfilter/nfnetlink_queue", encoding: .utf8)
         for line in text.split(separator: "\n") {
-            let columns = line.split(separator: " ").compactMap { UInt64($0) }
-            if columns.count >= 8, columns[0] == UInt64(queue) {
+            let columns = line.split(separator: " ").compactMap { Int64($0) }
+            if columns.count >= 8, columns[0] == Int64(queue) {
                 return KernelState(
-                    waiting: columns[2], dropped: columns[5], userDropped: columns[6], sequence: columns[7])
+                    port: columns[1], waiting: UInt64(columns[2]), dropped: UInt64(columns[5]),
+                    userDropped: UInt64(columns[6]), sequence: UInt64(columns[7]))
             }
         }
         return nil
@@ -188,6 +192,19 @@ final class LabSocket {
         }
     }
 
+    /// Sends `message` to another netlink socket of family NETLINK_NETFILTER (12), as the kernel would.
+    static func netlink(_ message: some Collection<UInt8>, toPort port: UInt32) throws {
+        let descriptor = socket(AF_NETLINK, Int32(SOCK_RAW.rawValue), 12)
+        defer { close(descriptor) }
+        let octets = Array(message)
+        // struct sockaddr_nl: family, padding, port, groups.
+        let address: [UInt32] = [UInt32(AF_NETLINK), port, 0]
+        let sent = address.withUnsafeBytes { address in
+            sendto(descriptor, octets, octets.count, 0, address.assumingMemoryBound(to: sockaddr.self).baseAddress, 12)
+        }
+        if sent < 0 { throw QueueLab.Failure(description: "cannot send to netlink port \(port)") }
+    }
+
     @discardableResult
     func send(_ octets: [UInt8], to host: UInt8, port: UInt16 = 0) -> Bool {
         let length = socklen_t(MemoryLayout<sockaddr_in>.size)
@@ -218,7 +235,9 @@ func labSum(_ octets: some Sequence<UInt8>, from sum: UInt32 = 0) -> UInt32 {
 func labPacket(from source: UInt8, to destination: UInt8, port: UInt16, _ data: [UInt8]) -> [UInt8] {
     let length = UInt16(8 + data.count)
     let addresses: [UInt8] = [198, 18, 0, source, 198, 18, 0, destination]
-    var datagram: [UInt8] = [0x30, 0x39, UInt8(port >> 8), UInt8(port & 0xff), UInt8(length >> 8), UInt8(length & 0xff)]
+    var datagram: [UInt8] = [
+        0x30, 0x39, UInt8(port >> 8), UInt8(port & 0xff), UInt8(length >> 8), UInt8(length & 0xff),
+    ]
     datagram += [0, 0] + data
     let sum = ~UInt16(truncatingIfNeeded: labSum(datagram, from: labSum(addresses, from: 17 + UInt32(length))))
     datagram[6] = UInt8(sum >> 8)

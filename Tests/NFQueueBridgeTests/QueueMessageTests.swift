@@ -8,7 +8,7 @@ import Wire
 struct QueueMessageTests {
     /// A packet message as kernel 6.18 sent it for a UDP datagram of two octets (the header's numbers in host order).
     private static let message: [UInt8] =
-        word(0) + half(0x0300) + half(0) + word(0) + word(0)  // nlmsghdr: length (set by `sized`), type, flags, seq, pid
+        word(0) + half(0x0300) + half(0) + word(0) + word(0)  // nlmsghdr; `sized` sets the length
         + [2, 0, 0, 7]  // nfgenmsg: AF_INET, version 0, queue 7
         + half(11) + half(1) + [0, 0, 1, 2, 8, 0, 4, 0]  // NFQA_PACKET_HDR: number 258, IPv4, hook POST_ROUTING
         + half(8) + half(3) + [0, 0, 0, 9]  // NFQA_MARK 9

@@ -76,14 +76,35 @@ struct QueueThreadTests {
         #expect(kernel?.sequence == 400 && kernel?.waiting == 0)
     }
 
+    @Test func `a message that cannot be read gets a drop for the packet in it`() throws {
+        let counters = try QueueLab.inNamespace { () -> QueueCounters in
+            let queue = try startQueue(0, HandlerLog())
+            guard let port = try QueueLab.kernelState(of: 0)?.port else { return QueueCounters() }
+            // NFQA_PACKET_HDR with packet number 999 and no payload; then a header alone.
+            let header: [UInt8] = [11, 0, 1, 0, 0, 0, 3, 231, 8, 0, 0, 0]
+            let message = [36, 0, 0, 0, 0, 3] + [UInt8](repeating: 0, count: 10) + [2, 0, 0, 0] + header
+            try LabSocket.netlink(message.dropLast(4), toPort: UInt32(truncatingIfNeeded: port))
+            try LabSocket.netlink(message, toPort: UInt32(truncatingIfNeeded: port))
+            try LabSocket.netlink([16, 0] + message[2..<16], toPort: UInt32(truncatingIfNeeded: port))
+            // The kernel knows no packet 999 and says so.
+            QueueLab.eventually { queue.counters.malformed >= 3 && queue.counters.verdictErrors >= 1 }
+            return queue.counters
+        }
+        #expect(counters.malformed == 3)
+        #expect(counters.packets == 1 && counters.dropped == 1)
+        #expect(counters.verdictErrors == 1)
+    }
+
     @Test func `the checksum state says what the sender left undone`() throws {
         let states = try QueueLab.inNamespace { () -> [ChecksumState] in
             let log = HandlerLog()
             let queue = try startQueue(0, log)
             try QueueLab.divertAll()
+            let receiver = try LabSocket.udp(host: 1, port: 4000)
             try LabSocket.udp(host: 2).send(Array("C?".utf8), to: 1, port: 4000)
             try LabSocket.raw().send(labPacket(from: 2, to: 1, port: 4000, Array("C?".utf8)), to: 1)
             QueueLab.eventually { queue.counters.packets >= 2 }
+            withExtendedLifetime(receiver) {}
             return log.states.withLock { $0 }
         }
         #expect(states == [.pending, .complete])
@@ -117,6 +138,10 @@ struct QueueThreadTests {
             let receiver = try LabSocket.udp(host: 1, port: 4000)
             let sender = try LabSocket.udp(host: 2)
             for _ in 0..<300 { sender.send(Array("S?".utf8), to: 1, port: 4000) }
+            // 20 ms for each that found room; then the burst is over.
+            try QueueLab.eventually(within: 10) {
+                try queue.counters.overruns > 0 && QueueLab.kernelState(of: 0)?.waiting == 0
+            }
             while receiver.receive() != nil {}
             let burst = queue.counters
             var arrived = 0

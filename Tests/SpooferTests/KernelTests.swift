@@ -34,6 +34,8 @@ struct KernelTests {
         let serverEnd: Endpoint
         let listener: TCPSocket
         let family: AddressFamily
+        /// How many segments were seen while handshakes were driven.
+        var seen = 0
 
         init(_ circumstances: Circumstances, receiveBuffer: Int32? = nil) throws {
             lab = try Lab()
@@ -58,16 +60,29 @@ struct KernelTests {
             }
             capture = try Capture(lab)
             listener = try TCPSocket.listen(lab, .server, serverEnd, receiveBuffer: receiveBuffer)
+            try warmUp()
         }
 
         /// From now on nothing passes the gateway between the two ends, as in a migration's transit.
         func freeze() throws {
             try lab.nft(
                 .gateway,
-                "table inet freeze { chain stop { type filter hook prerouting priority -300; tcp sport 5000 drop; tcp dport 5000 drop; } }"
+                """
+                table inet freeze { chain stop { type filter hook prerouting priority -300
+                  tcp sport 5000 drop
+                  tcp dport 5000 drop
+                } }
+                """
             )
             // What came before is over.
             while capture.next(until: 0) != nil {}
+        }
+
+        /// Lets all neighbours be found first: a SYN that is repeated meanwhile has its SYN-ACK repeated, and answering
+        /// that takes up the client's one answer per 500 ms.
+        func warmUp() throws {
+            _ = try TCPSocket.connect(lab, from: Endpoint(address: clientEnd.address, port: 39_999), to: serverEnd)
+            _ = try listener.accept()
         }
 
         func connect() throws -> (client: TCPSocket, server: TCPSocket) {
@@ -102,6 +117,7 @@ struct KernelTests {
             while handshakes.contains(where: { $0.outcome == nil }), Capture.now - start < 6_000_000_000 {
                 let deadline = handshakes.compactMap(\.deadline).min() ?? Capture.now + 100_000_000
                 if let segment = capture.next(until: deadline) {
+                    seen += 1
                     for index in handshakes.indices where handshakes[index].order.tuple.reversed == segment.tuple {
                         try carryOut(handshakes[index].observed(segment, at: Capture.now), index)
                     }
@@ -180,6 +196,44 @@ struct KernelTests {
         print("zero window: proven after \(times) ms")
     }
 
+    @Test(arguments: all.filter(\.hasTimestamps))
+    func `a living server answers every proving challenge at once`(circumstances: Circumstances) throws {
+        let scene = try Scene(circumstances)
+        let (client, server) = try scene.connect()
+        #expect(client.write(500) == 500)
+        usleep(60_000)
+        try scene.freeze()
+        // No RST arrives, so the server lives on.
+        try scene.lab.nft(
+            .server,
+            "table inet lossy { chain p { type filter hook prerouting priority -400; tcp flags & rst == rst drop; } }")
+        var handshakes = [scene.handshake(.server, seed: 1)]
+        _ = try scene.drive(&handshakes)
+        #expect(handshakes[0].outcome == .unproven)
+        let report = handshakes[0].report
+        #expect(report.challenges - 4 >= 8)
+        #expect(scene.seen == report.challenges - 4 + 1, "one answer to the first four, one to each of the others")
+        #expect(server.state == 1)
+        #expect(server.read(1000) == 500, "and no octet more")
+        // When RSTs arrive again, the next thing that it says is its last.
+        try scene.lab.run(.server, "nft delete table inet lossy")
+        #expect(server.write(10) == 10)
+        var last: ResetHandshake.Outcome? = .unproven
+        let socket = try scene.lab.inside(.gateway) { try SocketBox() }
+        let end = Capture.now + 2_000_000_000
+        while last != .proven, let segment = scene.capture.next(until: end) {
+            guard segment.tuple == handshakes[0].order.tuple.reversed else { continue }
+            for action in handshakes[0].observed(segment, at: Capture.now) {
+                switch action {
+                case .send(let segment): try socket.socket.send(segment)
+                case .finish(let outcome): last = outcome
+                }
+            }
+        }
+        #expect(last == .proven)
+        #expect(server.state == 7)
+    }
+
     @Test func `a half-open server is reset through its SYN-ACK`() throws {
         let scene = try Scene(Circumstances())
         // The client's answer to the SYN-ACK is lost, and so it is half open at the server only.
@@ -234,7 +288,7 @@ struct KernelTests {
         #expect((2900...3200).contains(times[0]))
         #expect(server.state == 1)
         try scene.lab.nft(
-            .gateway, "table inet own { chain output { type filter hook output priority 0; meta mark 0x6e6d6967 drop; } }")
+            .gateway, "table inet own { chain o { type filter hook output priority 0; meta mark 0x6e6d6967 drop; } }")
         let socket = try scene.lab.inside(.gateway) { try SocketBox() }
         for (family, host) in [(AddressFamily.ipv4, Lab.Host.server), (.ipv6, .server)] {
             let segment = TCPSegment(

@@ -21,7 +21,8 @@ final class Lab {
     static let obstacle: String? = {
         if getuid() != 0 { return "needs root for network namespaces" }
         for tool in ["ip", "nft"] where (try? shell("command -v \(tool)")) == nil { return "needs \(tool)" }
-        return (try? shell("ip netns add nfqmig-try-\(getpid()) && ip netns del nfqmig-try-\(getpid())")) == nil
+        let name = "nfqmig-\(getpid())-\(String(reflecting: Lab.self).prefix(1))"
+        return (try? shell("ip netns add \(name) && ip netns del \(name)")) == nil
             ? "network namespaces cannot be made here" : nil
     }()
 
@@ -135,7 +136,9 @@ final class TCPSocket {
 
     deinit { close(descriptor) }
 
-    static func listen(_ lab: Lab, _ host: Lab.Host, _ endpoint: Endpoint, receiveBuffer: Int32? = nil) throws -> TCPSocket {
+    static func listen(
+        _ lab: Lab, _ host: Lab.Host, _ endpoint: Endpoint, receiveBuffer: Int32? = nil
+    ) throws -> TCPSocket {
         try lab.inside(host) {
             let socket = try TCPSocket(make(endpoint))
             if let receiveBuffer { socket.set(SOL_SOCKET, SO_RCVBUF, receiveBuffer) }
@@ -145,7 +148,9 @@ final class TCPSocket {
         }
     }
 
-    static func connect(_ lab: Lab, from source: Endpoint, to destination: Endpoint, waiting: Bool = true) throws -> TCPSocket {
+    static func connect(
+        _ lab: Lab, from source: Endpoint, to destination: Endpoint, waiting: Bool = true
+    ) throws -> TCPSocket {
         try lab.inside(.client) {
             let socket = try TCPSocket(make(source))
             try check(withName(source) { bind(socket.descriptor, $0, $1) }, "bind")
@@ -180,8 +185,8 @@ final class TCPSocket {
     }
 
     private static func make(_ endpoint: Endpoint) -> Int32 {
-        let descriptor = socket(
-            endpoint.address.family == .ipv4 ? AF_INET : AF_INET6, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        let domain = endpoint.address.family == .ipv4 ? AF_INET : AF_INET6
+        let descriptor = socket(domain, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         var yes: Int32 = 1
         setsockopt(descriptor, SOL_SOCKET, SO_REUSEADDR, &yes, 4)
         return descriptor

@@ -3,8 +3,8 @@
 import Spoofer
 import Wire
 
-/// One end of a TCP connection, as far as a stranger's segments can tell: Linux's rules of what is answered, with what, and
-/// what kills (RFC 9293 section 3.10.7, RFC 5961, `tcp_validate_incoming`).
+/// One end of a TCP connection, as far as a stranger's segments can tell: Linux's rules of what is answered, with what,
+/// and what kills (RFC 9293 section 3.10.7, RFC 5961, `tcp_validate_incoming`).
 struct ModelPeer {
     enum State { case closed, synReceived, synSent, established }
     /// What of the rules differs.
@@ -40,7 +40,10 @@ struct ModelPeer {
     /// How many segments it has been sent.
     var received = 0
 
-    init(_ state: State, tuple: FourTuple, window: UInt32 = 64_240, traits: Traits = Traits(), using random: inout SplitMix64) {
+    init(
+        _ state: State, tuple: FourTuple, window: UInt32 = 64_240, traits: Traits = Traits(),
+        using random: inout SplitMix64
+    ) {
         self.state = state
         self.traits = traits
         self.tuple = tuple
@@ -79,8 +82,8 @@ struct ModelPeer {
 
     private mutating func receiveEstablished(_ segment: TCPSegment, at now: UInt64) -> ObservedSegment? {
         let end = segment.sequence.advanced(by: Int(segment.payloadLength))
-        let isOutside = end.precedes(receiveNext) || !segment.sequence.isInWindow(startingAt: receiveNext, size: window + 1)
-            && !segment.sequence.precedes(receiveNext)
+        let isBeyond = receiveNext.distance(to: segment.sequence) > Int(window)
+        let isOutside = end.precedes(receiveNext) || isBeyond
         if segment.flags.contains(.rst) {
             if traits.ignoresResets { return nil }
             if segment.sequence == receiveNext {

@@ -46,14 +46,17 @@ let milliseconds: UInt64 = 1_000_000
         wire.delay = [200_000...200_000, 50_000...40_000_000].randomElement(using: &random) ?? 0...0
         if Bool.random(using: &random) { wire.peer.lastLimited = wire.now }
         for _ in 0..<Int.random(in: 0...6, using: &random) {
-            wire.schedule(.dataArrives(.random(in: 1...3000, using: &random)), after: .random(in: 0...60_000_000, using: &random))
+            let count = UInt32.random(in: 1...3000, using: &random)
+            wire.schedule(.dataArrives(count), after: .random(in: 0...60_000_000, using: &random))
         }
         for _ in 0..<Int.random(in: 0...6, using: &random) {
-            wire.schedule(
-                .peerSpeaks(.ack, .random(in: 0...1448, using: &random)), after: .random(in: 0...60_000_000, using: &random))
+            let length = UInt32.random(in: 0...1448, using: &random)
+            wire.schedule(.peerSpeaks(.ack, length), after: .random(in: 0...60_000_000, using: &random))
         }
         if isHalfOpen {
-            for wait: UInt64 in [0, 1000, 3000, 7000] { wire.schedule(.peerSpeaks([.syn, .ack], 0), after: wait * milliseconds) }
+            for wait: UInt64 in [0, 1000, 3000, 7000] {
+                wire.schedule(.peerSpeaks([.syn, .ack], 0), after: wait * milliseconds)
+            }
         }
         if kind == .client, Int.random(in: 0..<4, using: &random) > 0 {
             wire.reconnectsAfter = .random(in: 0...30_000_000, using: &random)

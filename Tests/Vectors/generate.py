@@ -120,6 +120,8 @@ def tcp_packet(version, src, sport, dst, dport, data=b"", flags="A", options=(),
     ip = IPv6(src=src, dst=dst, hlim=61, fl=0x12345)
     if shape == "extensions":
         ip = ip / extensions()
+    if shape == "long":
+        ip = ip / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 68)])
     if shape == "authentication":
         # Next header TCP, length 4 (24 octets), SPI, sequence number, 12 octets of integrity check value. scapy sums
         # TCP without it; then it is put in between.
@@ -202,7 +204,11 @@ def error4(src, dst, quoted, type, code, shape="plain", **fields):
     return bytes(ip / ICMP(type=type, code=code, **fields) / Raw(quoted))
 
 
-def error6(src, dst, quoted, message):
+def error6(src, dst, quoted, message, shape="plain"):
+    if shape == "multi-part":
+        # RFC 4884: the length in 64-bit words. What follows begins in the middle of the TCP header.
+        message.length = 16
+        quoted = quoted[:128] + bytes.fromhex("2000 0000 0008 0101 0001 0001")
     return bytes(IPv6(src=src, dst=dst, hlim=60) / message / Raw(quoted))
 
 
@@ -215,6 +221,8 @@ errors = [
     (4, "R", 32, "parameter problem, IPv4 options on the error", lambda s, d, q: error4(s, d, q, 12, 0, "options")),
     (4, "R", 99, "time exceeded with extensions", lambda s, d, q: error4(s, d, q, 11, 0, "multi-part")),
     (6, "R", 99, "destination unreachable", lambda s, d, q: error6(s, d, q, ICMPv6DestUnreach(code=3))),
+    (6, "R", 199, "destination unreachable with extensions",
+     lambda s, d, q: error6(s, d, q, ICMPv6DestUnreach(code=3), "multi-part")),
     (6, "R", 99, "packet too big", lambda s, d, q: error6(s, d, q, ICMPv6PacketTooBig(mtu=1280))),
     (6, "host", 8, "time exceeded from the host itself, eight octets",
      lambda s, d, q: error6(s, d, q, ICMPv6TimeExceeded())),
@@ -226,7 +234,9 @@ for version, sender, octets, remark, build in errors:
     data = b"0123456789" * 3
 
     def quote(src, sport, dst, dport):
-        return tcp_packet(version, src, sport, dst, dport, data=data, flags="PA", options=TS)[:head + octets]
+        shape = "long" if octets == 199 else "plain"
+        packet = tcp_packet(version, src, sport, dst, dport, data=data, flags="PA", options=TS, shape=shape)
+        return packet[:head + octets]
 
     # Towards the home: about what the client saw (home -> client). It becomes an error towards the host.
     sender_address = R if sender == "R" else C
@@ -280,6 +290,8 @@ later = bytes(IP(src=C4, dst=A4, id=7, frag=7, proto=6) / Raw(b"x" * 36))
 tiny = bytes(IP(src=C4, dst=A4, id=7, flags="MF", proto=6) / Raw(b"x" * 8))
 first6 = bytes(IPv6(src=C6, dst=A6) / IPv6ExtHdrFragment(id=1, m=1) / TCP(sport=CP, dport=AP) / Raw(b"x" * 36))
 later6 = bytes(IPv6(src=C6, dst=A6) / IPv6ExtHdrFragment(id=1, offset=7, m=0, nh=6) / Raw(b"x" * 36))
+later6_options = bytes(IPv6(src=C6, dst=A6) / IPv6ExtHdrFragment(id=1, offset=7, m=0, nh=60) / Raw(b"\xff" * 36))
+cut_options = bytes(IPv6(src=C6, dst=A6) / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 20)]) / UDP(dport=53))[:56]
 udp_error = bytes(IP(src=R4, dst=C4) / ICMP(type=3, code=3) / Raw(bytes(IP(src=C4, dst=A4) / UDP(dport=53))))
 later_error = bytes(IP(src=R4, dst=C4) / ICMP(type=11, code=1) / Raw(later[:40]))
 routed = bytes(IPv6(src=C6, dst=A6) / IPv6ExtHdrRouting(type=2, segleft=1, addresses=[B6]) / TCP(sport=CP, dport=AP))
@@ -296,6 +308,7 @@ for name, octets, kind in [
         ("IPv4, later fragment", later, "fragment"),
         ("IPv6, first fragment", first6, "first fragment"),
         ("IPv6, later fragment", later6, "fragment"),
+        ("IPv6, later fragment with something like options in it", later6_options, "fragment"),
         ("IPv4, UDP", bytes(IP(src=C4, dst=A4) / UDP(dport=53)), "other"),
         ("IPv4, echo request", bytes(IP(src=C4, dst=A4) / ICMP()), "other"),
         ("IPv6, echo request", bytes(IPv6(src=C6, dst=A6) / ICMPv6EchoRequest()), "other"),
@@ -313,6 +326,7 @@ for name, octets, kind in [
         ("IPv4, options beyond the segment", changed(plain4[:44], o2=0, o3=44, o32=0xF0), "malformed badDataOffset"),
         ("IPv4, copy that ends in the TCP header", plain4[:39], "malformed truncated"),
         ("IPv6, copy that ends in the IPv6 header", plain6[:39], "malformed truncated"),
+        ("IPv6, copy that ends in an extension header", cut_options, "malformed truncated"),
         ("IPv6, extension header beyond the payload",
          changed(tcp_packet(6, C6, CP, A6, AP, shape="extensions"), o41=0xFF), "malformed badTotalLength"),
         ("IPv6, nine extension headers", bytes(nine / TCP(sport=CP, dport=AP)), "malformed tooManyExtensionHeaders"),

@@ -94,7 +94,8 @@ import Wire
     }
 
     @Test func `timestamps are found behind other options and not behind a malformed one`() {
-        func timestamps(_ options: [UInt8]) -> TCPTimestamps? {
+        // `inHeader`: how many of the octets the header counts as options; the others are data.
+        func timestamps(_ options: [UInt8], inHeader: Int? = nil) -> TCPTimestamps? {
             let tuple = FourTuple(
                 source: Endpoint(address: .v4(IPv4Address(rawValue: 1)), port: 1),
                 destination: Endpoint(address: .v4(IPv4Address(rawValue: 2)), port: 2))
@@ -103,7 +104,7 @@ import Wire
                 payloadLength: UInt16(options.count))
             var octets = segment.encode()
             octets.replaceSubrange(40..., with: options)
-            octets[32] = UInt8((20 + options.count) / 4) << 4
+            octets[32] = UInt8((20 + (inHeader ?? options.count)) / 4) << 4
             guard case .tcp(let tcp) = Recognition(octets.span) else { return nil }
             return tcp.timestamps(in: octets.span)
         }
@@ -117,6 +118,7 @@ import Wire
         #expect(timestamps([3, 1] + option) == nil)
         #expect(timestamps([3, 40] + option) == nil)
         #expect(timestamps([1, 1, 8, 9, 0, 0, 0, 7, 0, 0, 0, 0]) == nil)
+        #expect(timestamps([1, 1] + option, inHeader: 8) == nil)
         #expect(timestamps([1, 1, 1, 8]) == nil)
         #expect(timestamps([1, 1, 8, 10]) == nil)
     }
