@@ -82,8 +82,8 @@ let package = Package(
         .testTarget(name: "RewriterTests", dependencies: ["Rewriter", "Wire"]),
         .testTarget(name: "RulesetTests", dependencies: ["Ruleset", "Wire"]),
         .testTarget(name: "MigrationTests", dependencies: ["Migration", "Wire"]),
-        .testTarget(name: "ConntrackTests", dependencies: ["Conntrack", "Wire"]),
-        .testTarget(name: "SpooferTests", dependencies: ["Spoofer", "Wire"]),
+        .testTarget(name: "ConntrackTests", dependencies: ["Conntrack", "Wire", "CLinuxShims"]),
+        .testTarget(name: "SpooferTests", dependencies: ["Spoofer", "Wire", "CLinuxShims"]),
         .testTarget(name: "NFQueueBridgeTests", dependencies: ["NFQueueBridge", "Ruleset", "Wire", "CLinuxShims", "AllocationCounter"]),
         .testTarget(name: "ControlInterfaceTests", dependencies: ["ControlInterface", "Wire"]),
         .testTarget(

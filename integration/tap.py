@@ -2,7 +2,9 @@
 """The test anything protocol, as much of it as the cases need."""
 
 import argparse
+import difflib
 import os
+import pprint
 import sys
 import traceback
 
@@ -32,7 +34,7 @@ class Case:
         return bool(holds)
 
     def equal(self, found, wanted, claim):
-        return self.ok(found == wanted, claim, "found  %r\nwanted %r" % (found, wanted))
+        return self.ok(found == wanted, claim, lambda: difference(found, wanted))
 
     def skip(self, claim, reason):
         self.count += 1
@@ -42,6 +44,14 @@ class Case:
         for line in str(text).splitlines():
             print("#   " + line)
         sys.stdout.flush()
+
+
+def difference(found, wanted):
+    """Both values, or only the lines in which long ones differ."""
+    if len(repr(found)) + len(repr(wanted)) < 500:
+        return "found  %r\nwanted %r" % (found, wanted)
+    lines = [pprint.pformat(value, width=160).replace("\\n", "\n").splitlines() for value in (wanted, found)]
+    return "\n".join(line for line in difflib.unified_diff(*lines, "wanted", "found", n=0, lineterm=""))
 
 
 def main(body, needs_product=True):

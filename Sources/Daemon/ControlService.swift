@@ -12,6 +12,9 @@ struct ControlService {
     let path: String
     let logger: Logger
 
+    /// The longest that a request may wait for an outcome, in seconds.
+    private static let longestWait: Double = 86_400
+
     /// Serves until the task is cancelled.
     func run() async throws {
         let directory = (path as NSString).deletingLastPathComponent
@@ -24,7 +27,7 @@ struct ControlService {
         unsafe unlink(path)
         // Only root, and the group that the administrator gives the socket to.
         let mask = umask(0o117)
-        let server = HTTPServer(address: .unix(path: path), logger: .disabled)
+        let server = HTTPServer(address: .unix(path: path), timeout: Self.longestWait + 60, logger: .disabled)
         await route(on: server)
         let serving = Task { try await server.run() }
         try await server.waitUntilListening()
@@ -74,7 +77,7 @@ struct ControlService {
                     throw Problem(kind: .unknownMigration, detail: "A migration's id is a whole number.")
                 }
                 let wait = request.query.first { $0.name == "wait" }.flatMap { Double($0.value) } ?? 0
-                guard wait >= 0, wait <= 86_400 else {
+                guard wait >= 0, wait <= Self.longestWait else {
                     throw Problem(kind: .malformedRequest, detail: "wait takes seconds, from 0 to 86400.")
                 }
                 return try Self.answer(try await coordinator.migration(id, wait: UInt64(wait * 1e9)))

@@ -140,7 +140,7 @@ extension Coordinator {
         let other =
             running.isTowardsClient ? running.connection.serverSide.reversed : running.connection.clientSide
         handshakes[other]?.handshake.learned(
-            peerNext: segment.nextSequence, peerExpects: segment.acknowledgement)
+            peerNext: segment.nextSequence, peerExpects: segment.acknowledgement, timestamps: segment.timestamps)
     }
 
     /// A client opens its next connection: to the session's host, if the packet path let it pass.
@@ -250,6 +250,7 @@ extension Coordinator {
                 let session = sessions[key] ?? running.machine.session as Session?
             else { continue }
             let original = FourTuple(source: entry.original.source, destination: key.home)
+            // The old connection's entry has another host, so it cannot be taken for the next one.
             if let binding = session.binding {
                 guard entry.reply.source == binding.host else { continue }
                 let expected = binding.datapath == .queue ? binding.host : key.home
@@ -257,7 +258,6 @@ extension Coordinator {
             } else {
                 guard entry.original.destination == key.home else { continue }
             }
-            if let old = running.entries[original], old.id == entry.id { continue }
             if entry.state == .established {
                 if !running.machine.established.contains(original) {
                     running.note("established", "\(entry.original.source) with \(entry.reply.source)")

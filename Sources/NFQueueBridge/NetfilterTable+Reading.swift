@@ -6,8 +6,8 @@ public import Ruleset
 internal import Wire
 
 extension NetfilterTable {
-    /// All elements that the kernel holds now, set by set; elements whose time-out has passed are not among them. Packets
-    /// may add replies, and time-outs may remove elements, while this reads.
+    /// All elements that the kernel holds now, set by set; elements whose time-out has passed are not among them.
+    /// Packets may add replies, and time-outs may remove elements, while this reads.
     ///
     /// - Throws: `NetlinkError`; ENOENT when there is no table.
     public func elements() throws(NetlinkError) -> [TableElement] {
@@ -16,9 +16,9 @@ extension NetfilterTable {
         return all
     }
 
-    /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so many
-    /// elements of an order that is another by then, and misses some (nft_rhash_walk counts `skip`). So such a dump is
-    /// repeated until two agree.
+    /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so
+    /// many elements of an order that is another by then, and misses some (nft_rhash_walk counts `skip`). So such a
+    /// dump is repeated until two agree.
     private func elements(of name: SetName) throws(NetlinkError) -> Set<TableElement> {
         var (found, messages) = try dumpElements(of: name)
         if messages <= 1 { return found }

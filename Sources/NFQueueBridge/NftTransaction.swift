@@ -18,8 +18,8 @@ extension NetlinkSocket {
         setTransactionOption(SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
     }
 
-    /// Sends the messages of one transaction in one datagram and collects every answer. The kernel has answered when the
-    /// sending returns (netlink_sendmsg calls nfnetlink_rcv), so nothing is waited for.
+    /// Sends the messages of one transaction in one datagram and collects every answer. The kernel has answered when
+    /// the sending returns (netlink_sendmsg calls nfnetlink_rcv), so nothing is waited for.
     func transact(
         _ messages: UnsafeRawBufferPointer, for operation: NetlinkError.Operation
     ) throws(NetlinkError) -> [Answer] {

@@ -176,7 +176,8 @@ struct NetfilterTableChangeTests {
                 return .reply(FourTuple(source: host, destination: Endpoint(address: client, port: 1)))
             }
             try table.apply(TableChange(adding: (0..<65_536).map(reply)))
-            #expect(throws: TableError.kernel(NetlinkError(operation: .changeTable, errno: ENFILE), element: reply(70_000))) {
+            let full = TableError.kernel(NetlinkError(operation: .changeTable, errno: ENFILE), element: reply(70_000))
+            #expect(throws: full) {
                 try table.apply(TableChange(adding: [reply(70_000)]))
             }
             try table.apply(TableChange(remove: [reply(70_001)]))

@@ -41,11 +41,14 @@ struct NetfilterTablePacketTests {
             let bound = try Lab.tuple("\(ends.client):5000", "\(ends.home):443")
             try table.apply(TableChange(adding: [.connection(bound, host: try Lab.endpoint("\(ends.host):8443"))]))
             let seen = try wire.send(
-                "client \(ends.client):5000>\(ends.home):443 S 1 0", "client \(ends.client):5001>\(ends.home):443 S 1 0")
+                "client \(ends.client):5000>\(ends.home):443 S 1 0",
+                "client \(ends.client):5001>\(ends.home):443 S 1 0")
             // Nobody listens: the host's kernel answers with RST.
             #expect(Set(seen) == [
-                "host \(ends.client):5000>\(ends.host):8443 S 1 0", "client \(ends.home):443>\(ends.client):5000 RA 0 2",
-                "host \(ends.client):5001>\(ends.home):443 S 1 0", "client \(ends.home):443>\(ends.client):5001 RA 0 2",
+                "host \(ends.client):5000>\(ends.host):8443 S 1 0",
+                "client \(ends.home):443>\(ends.client):5000 RA 0 2",
+                "host \(ends.client):5001>\(ends.home):443 S 1 0",
+                "client \(ends.home):443>\(ends.client):5001 RA 0 2",
             ])
         }
     }
@@ -58,7 +61,8 @@ struct NetfilterTablePacketTests {
             try table.apply(
                 TableChange(adding: [.client(client, home: home, host: try Lab.endpoint("\(ends.host):443"))]))
             let seen = try wire.send(
-                "client \(ends.client):5000>\(ends.home):443 S 1 0", "client \(ends.client):5001>\(ends.home):443 S 1 0",
+                "client \(ends.client):5000>\(ends.home):443 S 1 0",
+                "client \(ends.client):5001>\(ends.home):443 S 1 0",
                 "client \(ends.client):5000>\(ends.home):80 S 1 0")
             #expect(Set(seen.filter { $0.hasPrefix("host") }) == [
                 "host \(ends.client):5000>\(ends.host):443 S 1 0", "host \(ends.client):5001>\(ends.host):443 S 1 0",
@@ -178,9 +182,12 @@ struct NetfilterTablePacketTests {
                 s = socket.socket(socket.\(isIPv6 ? "AF_INET6" : "AF_INET"), socket.SOCK_RAW, socket.IPPROTO_TCP)
                 for mark in sys.argv[1:]:
                     s.setsockopt(socket.SOL_SOCKET, 36, int(mark, 0))
-                    s.sendto(struct.pack("!HHLLBBHHH", 999, 5000, 1, 1, 0x50, 16, 1000, 0, 0), ("\(ends.clientAddress)", 0))
+                    segment = struct.pack("!HHLLBBHHH", 999, 5000, 1, 1, 0x50, 16, 1000, 0, 0)
+                    s.sendto(segment, ("\(ends.clientAddress)", 0))
                 """
-            let counters = { try Lab.shell("nft list table inet test").split(separator: "\n").filter { $0.contains("counter") } }
+            func counters() throws -> [Substring] {
+                try Lab.shell("nft list table inet test").split(separator: "\n").filter { $0.contains("counter") }
+            }
             try Lab.shell("/usr/bin/python3 - 0x6e6d6967 0", input: sender)
             #expect(try counters().allSatisfy { $0.contains("packets 1 ") })
             // A tuple whose segments go to a queue, which nobody serves.

@@ -53,7 +53,8 @@ struct NetfilterTableTests {
             try first.apply(TableChange(adding: elements))
             let before = try Lab.shell("nft -a list table inet nfqmigd")
             let second = try NetfilterTable(Lab.options)
-            #expect(try second.establish(carrying: [.init(element: .icmpHome(.v4(IPv4Address(rawValue: 1))))]) == .adopted)
+            let extra = TableElement.icmpHome(.v4(IPv4Address(rawValue: 1)))
+            #expect(try second.establish(carrying: [.init(element: extra)]) == .adopted)
             #expect(try Lab.stable(Lab.shell("nft -a list table inet nfqmigd")) == Lab.stable(before))
             #expect(Set(try second.elements()) == Set(elements))
         }

@@ -98,13 +98,15 @@ struct NetfilterTableWire {
             tcp = struct.pack("!HHLLBBHHH", sport, dport, int(words[2]), int(words[3]), 0x50, bits, 1000, 0, 0)
             return dst, packet(src, dst, 6, tcp, 16)
         def describe(data):
-            if data[0] >> 4 == 4: protocol, src, dst, rest = data[9], data[12:16], data[16:20], data[(data[0] & 15) * 4:]
-            else: protocol, src, dst, rest = data[6], data[8:24], data[24:40], data[40:]
+            if data[0] >> 4 == 4:
+                protocol, src, dst, rest = data[9], data[12:16], data[16:20], data[(data[0] & 15) * 4:]
+            else:
+                protocol, src, dst, rest = data[6], data[8:24], data[24:40], data[40:]
             family = socket.AF_INET if len(src) == 4 else socket.AF_INET6
             src, dst = socket.inet_ntop(family, src), socket.inet_ntop(family, dst)
             if protocol == 6:
                 sport, dport, seq, ack = struct.unpack("!HHLL", rest[:12])
-                if len(src) and family == socket.AF_INET6: src, dst = "[%s]" % src, "[%s]" % dst
+                if family == socket.AF_INET6: src, dst = "[%s]" % src, "[%s]" % dst
                 shown = "".join(f for i, f in enumerate(flags) if rest[13] >> i & 1)
                 return "%s:%d>%s:%d %s %d %d" % (src, sport, dst, dport, shown, seq, ack)
             if protocol in (1, 58):

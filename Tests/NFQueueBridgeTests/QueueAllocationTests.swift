@@ -5,7 +5,7 @@ import Foundation
 import NFQueueBridge
 import Testing
 
-@Suite(.serialized)
+@Suite(.serialized, .enabled(if: allocation_count_of_this_thread() >= 0, "a sanitizer has malloc for itself"))
 struct QueueAllocationTests {
     private final class Thing {}
 
@@ -17,8 +17,8 @@ struct QueueAllocationTests {
         let seen = allocation_count_of_this_thread() - before
         withExtendedLifetime(things) {}
         // One for the array and one for each of the objects.
-        #expect(before < 0 || seen >= 101)
-        #expect(before < 0 || seen < 200)
+        #expect(seen >= 101)
+        #expect(seen < 200)
     }
 
     @Test(.enabled(if: QueueLab.isAvailable, Comment(rawValue: QueueLab.requirement)))

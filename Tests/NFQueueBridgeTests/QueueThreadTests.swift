@@ -272,6 +272,8 @@ struct QueueThreadTests {
             let before = threads(named: "nfq-4711")
             queue.stop()
             queue.stop()
+            // A joined thread can show in /proc for a moment more.
+            QueueLab.eventually { threads(named: "nfq-4711") == 0 }
             let after = threads(named: "nfq-4711")
             let kernel = try QueueLab.kernelState(of: 4711)
             // The number is free again.
@@ -288,7 +290,7 @@ struct QueueThreadTests {
         let log = HandlerLog()
         _ = try QueueLab.inNamespace { try startQueue(4712, log).queue }
         #expect(log.handlersDestroyed.load(ordering: .relaxed) == 1)
-        #expect(threads(named: "nfq-4712") == 0)
+        #expect(QueueLab.eventually { threads(named: "nfq-4712") == 0 })
     }
 
     @Test func `stopping under load leaves no packet without a verdict`() throws {

@@ -105,9 +105,13 @@ def body(case):
         refused(case, stage, "show of an unknown migration", UNKNOWN, lambda: stage.daemon.ctl("show", "987654"))
 
         without_capability(case, stage)
-        code, said = ends(stage, program("nfqmigd"), "run", "--config", stage.daemon.config)
-        case.ok(code not in (0, None) and sentence(said), "a second daemon refuses to run beside the first",
-                "exit %s: %s" % (code, said))
+        # With a state directory of its own it knows nothing of the first one's sessions: it must not tidy them away.
+        before = state(stage)
+        code, said = ends(stage, program("nfqmigd"), "run", "--socket", stage.lab.path("other.sock"),
+                          "--state-directory", stage.lab.path("second-state"))
+        case.ok(code not in (0, None) and sentence((said.strip().splitlines() or [""])[-1]),
+                "a second daemon refuses to run beside the first, in one sentence", "exit %s: %s" % (code, said))
+        case.equal(state(stage), before, "and has changed nothing")
         case.ok(stage.daemon.ctl("sessions").code == 0, "and the first one still answers")
 
         stage.daemon.stop()
