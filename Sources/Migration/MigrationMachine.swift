@@ -249,6 +249,10 @@ public struct MigrationMachine: Sendable {
         case .established(let tuple):
             established.insert(tuple)
             reconnected.insert(tuple)
+            // As many new connections as there were old ones: the client is back, from whatever ports.
+            if established.count >= connections.count {
+                for old in connections where clientResults[old] == nil { clientResults[old] = .reconnected }
+            }
         case .deadlinePassed:
             deadline = nil
         case .superseded:

@@ -65,6 +65,8 @@ extension ResetHandshake {
         /// How many times a new acknowledgement number is followed by a proving challenge at once; later ones draw a
         /// RST only and the challenge waits for the next interval.
         public var promptRounds = 8
+        /// How long a client that has been sent a RST is left to open its next connection before it is challenged again.
+        public var clientInterval: UInt64 = 400_000_000
         /// After this many RSTs they are sent at most once per first retry interval.
         public var promptResets = 256
         /// How far a client's numbers may lie from its first answer's. Beyond that they belong to another connection,

@@ -150,7 +150,7 @@ public struct ResetHandshake: Sendable {
             return challenges(attempt: attempt + 1)
         case .resetting(let attempt):
             phase = .resetting(attempt: attempt + 1)
-            retryAt = now &+ policy.interval(attempt + 1)
+            retryAt = now &+ proofInterval(attempt + 1)
             guard let victim else { return [] }
             lastReset = now
             return [resetSegment(at: victim)] + provingChallenge(victim, attempt: attempt + 1)
@@ -224,8 +224,14 @@ public struct ResetHandshake: Sendable {
         rounds += 1
         if case .resetting = phase, rounds > policy.promptRounds { return actions }
         phase = .resetting(attempt: 0)
-        retryAt = now &+ policy.interval(0)
-        return actions + provingChallenge(told, attempt: 0)
+        retryAt = now &+ proofInterval(0)
+        // A client's next SYN may be on its way already. A challenge that meets it draws a RST, which the stateful packet
+        // filter of the client's own takes for the end of the new connection. So the client gets time to speak first.
+        return order.kind == .client ? actions : actions + provingChallenge(told, attempt: 0)
+    }
+
+    private func proofInterval(_ attempt: Int) -> UInt64 {
+        order.kind == .client ? max(policy.clientInterval, policy.interval(attempt)) : policy.interval(attempt)
     }
 
     private var isQuiet: Bool {
