@@ -84,7 +84,9 @@ let package = Package(
         .testTarget(name: "MigrationTests", dependencies: ["Migration", "Wire"]),
         .testTarget(name: "ConntrackTests", dependencies: ["Conntrack", "Wire", "CLinuxShims"]),
         .testTarget(name: "SpooferTests", dependencies: ["Spoofer", "Wire", "CLinuxShims"]),
-        .testTarget(name: "NFQueueBridgeTests", dependencies: ["NFQueueBridge", "Ruleset", "Wire", "CLinuxShims", "AllocationCounter"]),
+        .testTarget(
+            name: "NFQueueBridgeTests",
+            dependencies: ["NFQueueBridge", "Ruleset", "Wire", "CLinuxShims", "AllocationCounter"]),
         .testTarget(name: "ControlInterfaceTests", dependencies: ["ControlInterface", "Wire"]),
         .testTarget(
             name: "DaemonTests",

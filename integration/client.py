@@ -78,6 +78,8 @@ class Session:
         self.poll.register(self.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def event(self, events):
+        if self.state in ("waiting", "closed"):
+            return  # a command that came with the same poll has closed it
         try:
             if self.state == "connecting":
                 number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -117,7 +117,8 @@ class Lab:
 
     made = 0
 
-    def __init__(self, offloads=False, firewall=True, host_firewalls=False, timestamps=True, loss=0, vip=False, hops=()):
+    def __init__(self, offloads=False, firewall=True, host_firewalls=False, timestamps=True, loss=0, vip=False,
+                 hops=()):
         Lab.made += 1
         self.prefix = "%s-%d-%d" % (PREFIX, os.getpid(), Lab.made)
         self.offloads, self.firewall, self.vip, self.hops = offloads, firewall, vip, tuple(hops)

@@ -26,7 +26,7 @@ def combinations():
 
 
 def pairwise(wanted):
-    """At least `wanted` combinations in which every pair of values of two dimensions occurs (greedy, always the same)."""
+    """At least `wanted` combinations in which every pair of values of two dimensions occurs: greedy, deterministic."""
     everything = combinations()
     random.Random(793).shuffle(everything)
 
@@ -69,8 +69,9 @@ class Row:
             " | FAILED %d" % len(self.failures) if self.failures else "")
 
 
-HEADER = ("load port/scope      family datapath ts fw        |   n | to first byte ms  | floor: reconnect  | whole command\n"
-          "                                                  |     |  median     p90   |  median     p90   |  median     p90")
+HEADER = "\n".join("%-46s | %3s | %-15s | %-15s | %s" % columns for columns in (
+    ("load port/scope     family datapath ts fw", "n", "to first byte", "floor", "whole command, ms"),
+    ("", "", " median     p90", " median     p90", " median     p90")))
 
 
 class Matrix:

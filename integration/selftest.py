@@ -42,7 +42,8 @@ def plain(case):
                    "all checksums are right, says our own reader")
         case.equal(at_home.bad_checksums(), [], "and so says tshark")
         case.ok(at_home.verified_checksums() > 100, "tshark has verified checksums at all")
-        case.equal({s.ttl for s in at_home.segments(source=address("c"))}, {63}, "forwarded segments arrive with TTL 63")
+        case.equal({s.ttl for s in at_home.segments(source=address("c"))}, {63},
+                   "forwarded segments arrive with TTL 63")
         case.ok(at_client.segments(flags=SYN) and at_client.segments(flags=RST | 16), "SYN and RST are recognised")
         case.ok(all(any(one.same(other) for other in at_home.segments(source=address("c"), dport=PORT + 1))
                     for one in at_client.segments(source=address("c"), dport=PORT + 1)),

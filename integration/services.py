@@ -80,9 +80,9 @@ class Web:
         """(answers by server, resets seen, what else went wrong by kind): wrk stops on SIGINT and reports."""
         self.wrk.send_signal(signal.SIGINT)
         said = self.wrk.communicate(timeout=10)[0]
-        counts = {line.split()[0]: {kind: int(number) for kind, number in re.findall(r"(\w+) (\d+)", line.partition(" ")[2])}
-                  for line in said.splitlines() if line.startswith(("answers ", "errors "))}
-        answers, errors = counts.get("answers", {}), counts.get("errors", {})
+        answers, errors = ({kind: int(number) for line in said.splitlines() if line.startswith(what)
+                            for kind, number in re.findall(r"(\w+) (\d+)", line[len(what):])}
+                           for what in ("answers ", "errors "))
         resets = errors.pop("read", 0) + errors.pop("write", 0)
         errors["wrong answer"] = answers.pop("other", 0)
         return answers, resets, errors

@@ -65,7 +65,8 @@ public struct ConnectionReport: Codable, Hashable, Sendable {
     public var resets: Int
 
     public init(
-        clientSide: String, serverSide: String, fromHostReset: String?, clientReset: String?, challenges: Int, resets: Int
+        clientSide: String, serverSide: String, fromHostReset: String?, clientReset: String?, challenges: Int,
+        resets: Int
     ) {
         self.clientSide = clientSide
         self.serverSide = serverSide

@@ -41,7 +41,8 @@ extension Daemon {
         }
         if sysctl("net/ipv4/fwmark_reflect") == "1" {
             findings.append(
-                Finding(isFatal: false, text: "net.ipv4.fwmark_reflect is 1: the kernel's own RSTs carry marks of others."))
+                Finding(
+                    isFatal: false, text: "net.ipv4.fwmark_reflect is 1: the kernel's own RSTs carry marks of others."))
         }
         if findings.isEmpty { findings.append(Finding(isFatal: false, text: "Nothing stands in the way.")) }
         return findings

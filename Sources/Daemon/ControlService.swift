@@ -86,7 +86,9 @@ struct ControlService {
             }
         }
         await server.appendRoute("*") { _ in
-            Self.refuse(Problem(kind: .unknownPath, detail: "There is nothing here: docs/control-interface.md lists the paths."))
+            Self.refuse(
+                Problem(kind: .unknownPath, detail: "There is nothing here: docs/control-interface.md lists the paths.")
+            )
         }
     }
 

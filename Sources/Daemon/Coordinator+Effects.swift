@@ -30,7 +30,8 @@ extension Coordinator {
         let key = request.session
         let binding = sessions[key]?.binding
         do {
-            for entry in try entries(of: key, binding: binding) where key.clientPort == nil || entry.original.source.port == key.clientPort {
+            for entry in try entries(of: key, binding: binding)
+            where key.clientPort == nil || entry.original.source.port == key.clientPort {
                 guard let connection = located(entry, key: key, binding: binding) else { continue }
                 running.entries[connection.clientSide] = entry
             }

@@ -180,7 +180,9 @@ extension Coordinator {
     /// at the client's own number, which then reaches the client in the home's name (RFC 9293 section 3.10.7.1).
     private func showToOtherSide(_ segment: ObservedSegment, _ relay: PassiveRelay) {
         if relay.isFromClient {
-            guard segment.flags.contains(.ack), !segment.flags.contains(.syn), !segment.flags.contains(.rst) else { return }
+            guard segment.flags.contains(.ack), !segment.flags.contains(.syn), !segment.flags.contains(.rst) else {
+                return
+            }
         } else {
             guard segment.flags.contains(.rst) else { return }
         }

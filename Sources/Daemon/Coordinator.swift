@@ -34,7 +34,10 @@ actor Coordinator {
     /// Migrations that wait for their client's new connection.
     var awaitingReconnect: Set<UInt64> = []
 
-    init(configuration: Configuration, gateway: sending Gateway, journal: sending any Journal, loop: EventLoop, logger: Logger) {
+    init(
+        configuration: Configuration, gateway: sending Gateway, journal: sending any Journal, loop: EventLoop,
+        logger: Logger
+    ) {
         self.configuration = configuration
         self.gateway = gateway
         self.journal = journal
@@ -69,7 +72,8 @@ actor Coordinator {
     /// A migration's report; waits until it has an outcome, `wait` nanoseconds at most.
     func migration(_ id: UInt64, wait: UInt64) async throws(Problem) -> MigrationReport {
         guard let running = migrations[id] else {
-            throw Problem(kind: .unknownMigration, detail: "There is no migration \(id): list them with \"nfqmigctl sessions\".")
+            throw Problem(
+                kind: .unknownMigration, detail: "There is no migration \(id): list them with \"nfqmigctl sessions\".")
         }
         if running.machine.isFinished || wait == 0 { return report(running) }
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
@@ -166,7 +170,9 @@ actor Coordinator {
     /// Keeps the last thousand ended migrations for those who ask.
     private func forgetOldMigrations() {
         guard migrations.count > 1100 else { return }
-        let ended = migrations.values.filter { $0.machine.isFinished && latest[$0.machine.request.session] != $0.machine.id }
+        let ended = migrations.values.filter {
+            $0.machine.isFinished && latest[$0.machine.request.session] != $0.machine.id
+        }
         for running in ended.sorted(by: { $0.machine.id < $1.machine.id }).prefix(migrations.count - 1000) {
             migrations[running.machine.id] = nil
         }
@@ -184,7 +190,9 @@ actor Coordinator {
         {
             return session.key.home
         }
-        if key.clientPort != nil, (try? gateway.conntrack.entry(original: key.original)) ?? nil != nil { return key.home }
+        if key.clientPort != nil, (try? gateway.conntrack.entry(original: key.original)) ?? nil != nil {
+            return key.home
+        }
         guard let entries = try? gateway.conntrack.entries(client: key.client) else { return key.home }
         let candidates = entries.filter { key.clientPort == nil || $0.original.source.port == key.clientPort }
         if candidates.contains(where: { $0.original.destination == key.home }) { return key.home }

@@ -30,7 +30,7 @@ public enum Daemon {
             do {
                 try await serving.value
             } catch is CancellationError {
-            } catch where serving.isCancelled {
+            } catch  where serving.isCancelled {
             }
         } catch {
             await coordinator.stop()

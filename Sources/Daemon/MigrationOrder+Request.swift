@@ -25,7 +25,8 @@ extension MigrationRequest {
             (client, port) = (endpoint.address, endpoint.port)
         } else {
             throw MalformedOrder(
-                "\"\(order.client)\" is not an address: write 192.0.2.9, 192.0.2.9:49152 or [2001:db8::9]:49152 for --client.")
+                "\"\(order.client)\" is not an address: write 192.0.2.9, 192.0.2.9:49152 or [2001:db8::9]:49152 for --client."
+            )
         }
         let scope: Scope
         if let text = order.scope {
@@ -62,7 +63,8 @@ extension MigrationRequest {
             if !address.isUnicast { throw MalformedOrder(MigrationFailure.unusableAddress(address).description) }
             if address.family != home.address.family {
                 throw MalformedOrder(
-                    MigrationFailure.mixedFamilies(key, host: Endpoint(address: address, port: host?.port ?? 0)).description)
+                    MigrationFailure.mixedFamilies(key, host: Endpoint(address: address, port: host?.port ?? 0))
+                        .description)
             }
         }
         // Home, named by its address, is home.

@@ -162,7 +162,8 @@ public final class NetfilterTable {
             // The first message is the deletion or the creation of the table.
             if failure.index == 1, mayRepeat, failure.errno == (replacing ? ENOENT : EEXIST) { return false }
             if statement == .native, failure.errno == ENOENT, failure.index == queueRule { continue }
-            let element = additions.indices.contains(failure.index - firstElement)
+            let element =
+                additions.indices.contains(failure.index - firstElement)
                 ? additions[failure.index - firstElement].element : nil
             throw .kernel(NetlinkError(operation: .createTable, errno: failure.errno), element: element)
         }

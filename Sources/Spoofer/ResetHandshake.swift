@@ -152,6 +152,7 @@ public struct ResetHandshake: Sendable {
             phase = .resetting(attempt: attempt + 1)
             retryAt = now &+ proofInterval(attempt + 1)
             guard let victim else { return [] }
+            if order.kind == .client { return provingChallenge(victim, attempt: attempt + 1) }
             lastReset = now
             return [resetSegment(at: victim)] + provingChallenge(victim, attempt: attempt + 1)
         case .idle, .quiet, .standing, .proven, .over:
@@ -204,10 +205,9 @@ public struct ResetHandshake: Sendable {
         switch phase {
         case .challenging, .resetting, .quiet:
             // A number that has had its RST: either the two have crossed, or one was lost and the next interval repeats
-            // it. In a quiet phase no interval runs.
-            guard isNew && (isPaced || report.resets < policy.promptResets) || isQuiet && isPaced else {
-                return ignore()
-            }
+            // it. In a quiet phase no interval runs, and to a client a RST is repeated only when it shows itself.
+            let isRepeated = (isQuiet || order.kind == .client) && isPaced
+            guard isNew && (isPaced || report.resets < policy.promptResets) || isRepeated else { return ignore() }
         case .standing, .proven:
             guard isPaced || isNew && report.resets < policy.promptResets else { return ignore() }
         case .idle, .over:

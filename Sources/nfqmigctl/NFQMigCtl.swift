@@ -124,7 +124,8 @@ struct Counters: AsyncParsableCommand {
             ["QUEUE", "PACKETS", "OCTETS", "ACCEPTED", "REWRITTEN", "DROPPED", "OVERRUNS"],
             list.queues.map {
                 [
-                    "\($0.queue)", "\($0.packets)", "\($0.octets)", "\($0.accepted)", "\($0.rewritten)", "\($0.dropped)",
+                    "\($0.queue)", "\($0.packets)", "\($0.octets)", "\($0.accepted)", "\($0.rewritten)",
+                    "\($0.dropped)",
                     "\($0.overruns)",
                 ]
             })

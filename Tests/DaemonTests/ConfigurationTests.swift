@@ -22,7 +22,8 @@ import Testing
 
     @Test func `values take the place of defaults`() throws {
         let configuration = try Configuration(
-            toml: "datapath = \"queue\"\nqueues = 4\nguard-proven = 2\ncheck-host = false\nsocket = \"/run/x\"", path: "x")
+            toml: "datapath = \"queue\"\nqueues = 4\nguard-proven = 2\ncheck-host = false\nsocket = \"/run/x\"",
+            path: "x")
         #expect(configuration.datapath == .queue)
         #expect(configuration.queues == 4)
         #expect(configuration.lifetimes.guardProven == 2)

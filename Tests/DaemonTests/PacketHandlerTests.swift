@@ -19,7 +19,9 @@ import Wire
         let host: Endpoint
 
         init?(_ client: String, _ home: String, _ host: String) {
-            guard let client = Endpoint(client), let home = Endpoint(home), let host = Endpoint(host) else { return nil }
+            guard let client = Endpoint(client), let home = Endpoint(home), let host = Endpoint(host) else {
+                return nil
+            }
             (self.client, self.home, self.host) = (client, home, host)
         }
 
@@ -58,7 +60,8 @@ import Wire
         for cast in Self.casts {
             let ring = try ObservationRing<ObservedSegment>(capacity: 16)
             var handler = PacketHandler(
-                observations: ring, mark: Self.mark, seed: 1, flows: flows(cast, .passage(.translateDestination(cast.host))))
+                observations: ring, mark: Self.mark, seed: 1,
+                flows: flows(cast, .passage(.translateDestination(cast.host))))
             var octets = cast.packet(from: cast.client, to: cast.home)
             #expect(judge(&handler, &octets, hook: Self.prerouting) == .acceptRewritten(mark: Self.mark))
             #expect(octets == cast.packet(from: cast.client, to: cast.host))
@@ -69,7 +72,8 @@ import Wire
         for cast in Self.casts {
             let ring = try ObservationRing<ObservedSegment>(capacity: 16)
             var handler = PacketHandler(
-                observations: ring, mark: Self.mark, seed: 1, flows: flows(cast, .passage(.translateDestination(cast.host))))
+                observations: ring, mark: Self.mark, seed: 1,
+                flows: flows(cast, .passage(.translateDestination(cast.host))))
             for flags in [TCPFlags.syn, .ack, [.ack, .psh], [.ack, .fin]] {
                 var octets = cast.packet(from: cast.client, to: cast.home, flags)
                 _ = judge(&handler, &octets, hook: Self.prerouting)
@@ -102,8 +106,12 @@ import Wire
                 var flows = flows(cast, kind.rule)
                 if let key = kind.key { flows[0].key = key }
                 var handler = PacketHandler(observations: ring, mark: Self.mark, seed: 1, flows: flows)
-                var octets = kind.packet
                 let original = kind.packet
+                // Storage of its own before the counting starts.
+                var octets = [UInt8](unsafeUninitializedCapacity: original.count) { buffer, count in
+                    for index in original.indices { buffer[index] = original[index] }
+                    count = original.count
+                }
                 let before = allocation_count_of_this_thread()
                 for round in 0..<50_000 {
                     for index in octets.indices { octets[index] = original[index] }

@@ -35,7 +35,8 @@ struct NetfilterTableChangeTests {
             let tuple = try Lab.tuple("198.18.1.2:1", "198.18.2.6:2")
             let (b, c) = (try Lab.endpoint("198.18.2.7:2"), try Lab.endpoint("198.18.2.8:2"))
             try table.apply(TableChange(adding: [.divert(tuple, .guard), .connection(tuple, host: b)]))
-            try table.apply(TableChange(remove: [.divert(tuple, .queue), .connection(tuple, host: c), .guarded(tuple)]))
+            try table.apply(
+                TableChange(remove: [.divert(tuple, .queue), .connection(tuple, host: c), .guarded(tuple)]))
             #expect(try table.elements() == [])
         }
     }

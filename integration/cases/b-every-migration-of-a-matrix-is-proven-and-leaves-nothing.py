@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Migrations A→B→A→D→home… over every combination of load, source port, scope, family, datapath, time stamps and host
+"""Migrations A→B→A→D→home… over every combination of load, source port, scope, family, datapath, time stamps and
 firewalls: no client hangs, none is refused, every reset is proven, and nothing is left. Full: each of the 144
 combinations seven times; else a pairwise choice of them, four times each."""
 

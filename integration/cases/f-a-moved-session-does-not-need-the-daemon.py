@@ -16,15 +16,15 @@ from inspection import elements, queue_packets, table_skeleton
 from lab import address, endpoint
 from stage import Stage
 
-PORT, IPERF = 7000, 5201
+PORT, IPERF, RATE = 7000, 5201, "200M"
 
 
 class Iperf:
-    """iperf3 from the client to home, in the background."""
+    """iperf3 from the client to home, in the background, at a rate at which this machine loses nothing by itself."""
 
     def __init__(self, stage, seconds):
-        self.child = stage.lab.spawn("c", ["iperf3", "-c", address("a"), "-p", str(PORT), "-t", str(seconds), "-J",
-                                           "-i", "0.5"], stdout=subprocess.PIPE, text=True)
+        self.child = stage.lab.spawn("c", ["iperf3", "-c", address("a"), "-p", str(PORT), "-t", str(seconds), "-b",
+                                           RATE, "-J", "-i", "0.5"], stdout=subprocess.PIPE, text=True)
 
     def result(self):
         """(octets of each half second, retransmitted segments, the error or None)."""
@@ -71,11 +71,11 @@ def body(case):
         case.ok(error is None and len(disturbed) >= 23, "iperf3 runs on through both", error)
         least = min(disturbed[1:-1], default=0)
         middle = sorted(plain)[len(plain) // 2]
-        case.ok(least > middle / 10, "no half second of it stalled",
+        case.ok(least > middle / 2, "no half second of it stalled",
                 "octets per half second: %s; undisturbed median %d" % (disturbed, middle))
         case.note("octets in the slowest half second %d, undisturbed median %d; retransmissions %d in 12 s, %d in 10 s "
                   "undisturbed" % (least, middle, lost, plain_lost))
-        case.ok(lost <= max(10, 3 * plain_lost), "and hardly a segment more was retransmitted than undisturbed",
+        case.ok(lost <= plain_lost + 5, "and not a segment more was retransmitted than undisturbed, give or take five",
                 "%d in 12 s, %d in 10 s undisturbed" % (lost, plain_lost))
         listed = stage.daemon.sessions() or []
         case.ok(any(session["host"] == endpoint(address("b"), IPERF) for session in listed),
