@@ -11,7 +11,7 @@ FLAGS      := -c release --explicit-target-dependency-import-check error
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 
 LIBRARIES  := libmnl-dev libnfnetlink-dev libnetfilter-queue-dev libnftnl-dev libsqlite3-dev pkg-config
-LAB        := nftables iptables iproute2 conntrack ethtool tcpdump tshark iperf3 redis-server wrk nginx-light \
+LAB        := nftables iptables iproute2 conntrack ethtool tcpdump tshark iperf3 redis-server redis-tools wrk nginx-light iputils-ping \
               python3 python3-scapy libcap2-bin util-linux procps curl
 
 .PHONY: help deps build test unit integration integration-full demo lint format bench clean install uninstall
