@@ -91,11 +91,13 @@ def split_endpoint(text):
     return host.removeprefix("::ffff:"), int(port) if port.isdigit() else 0
 
 
-def stale_entries(lab):
-    """ESTABLISHED conntrack entries of the gateway that no socket of the client and of a host stands behind."""
+def stale_entries(lab, ports=None):
+    """ESTABLISHED conntrack entries of the gateway that no socket of the client and of a host stands behind, to any port
+    or to these."""
     clients = {(s[1], s[2]) + s[3:5] for s in sockets(lab, "c") if s[0] == "ESTAB"}
     servers = {(s[1], s[2]) + s[3:5] for host in "abd" for s in sockets(lab, host) if s[0] == "ESTAB"}
-    return [entry.line for entry in conntrack(lab) if entry.state == "ESTABLISHED" and not (
+    return [entry.line for entry in conntrack(lab) if entry.state == "ESTABLISHED" and (
+        ports is None or entry.original[3] in ports) and not (
         entry.original in clients and entry.reply in servers)]
 
 

@@ -9,15 +9,18 @@ from lab import HOSTS, Lab, address, endpoint
 from product import Daemon
 from traffic import Client, Servers
 
-# Standing guards end soon, so that a case can see them end.
-SHORT = {"guard_proven": 2, "guard_client": 2}
+# Standing guards end soon, so that a case can see them end; not before the reset handshake's three seconds, though.
+SHORT = {"guard_proven": 2, "guard_client": 4}
 
 
 class Stage:
-    """`with Stage(…) as stage`: `lab`, `servers`, `client`, `daemon`; and the sessions opened, by name."""
+    """`with Stage(…) as stage`: `lab`, `servers`, `client`, `daemon`; and the sessions opened, by name.
 
-    def __init__(self, ports, lab=None, **settings):
-        self.ports = ports
+    The servers listen on `ports`, where nothing may be left behind, and on `more_ports`.
+    """
+
+    def __init__(self, ports, lab=None, more_ports=(), **settings):
+        self.ports, self.more_ports = ports, list(more_ports)
         self.lab = Lab(**(lab or {}))
         self.settings = dict(SHORT, **settings)
         self.sessions = {}
@@ -25,7 +28,7 @@ class Stage:
     def __enter__(self):
         self.lab.__enter__()
         try:
-            self.servers = Servers(self.lab, self.ports)
+            self.servers = Servers(self.lab, list(self.ports) + self.more_ports)
             self.client = Client(self.lab)
             self.daemon = Daemon(self.lab, **self.settings).start()
         except BaseException:
@@ -85,7 +88,7 @@ class Stage:
         """ESTABLISHED conntrack entries without sockets after `patience` seconds at most."""
         deadline = time.monotonic() + patience
         while True:
-            stale = stale_entries(self.lab)
+            stale = stale_entries(self.lab, self.ports)
             if not stale or time.monotonic() > deadline:
                 return stale
             time.sleep(0.25)
@@ -107,9 +110,9 @@ class Stage:
         return any(s[0] == "ESTAB" and (s[1], s[2]) == client and (s[3], s[4]) == (home, socket[2])
                    for s in sockets(self.lab, "c"))
 
-    def clean(self, case, what=""):
+    def clean(self, case, what="", patience=8):
         """Assert that nothing of past migrations is left in the table, in conntrack and in the process list."""
-        left = self.leftover_elements()
+        left = self.leftover_elements(patience)
         case.ok(not left, "no element is left in the table" + what, lambda: "\n".join(map(str, left)))
         stale = self.leftover_connections()
         case.ok(not stale, "no entry of a gone connection is left in conntrack" + what, lambda: "\n".join(stale))

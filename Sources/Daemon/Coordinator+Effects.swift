@@ -30,7 +30,7 @@ extension Coordinator {
         let key = request.session
         let binding = sessions[key]?.binding
         do {
-            for entry in try entries(of: key, binding: binding)
+            for entry in try entries(of: key, binding: binding, dump: running.dump)
             where key.clientPort == nil || entry.original.source.port == key.clientPort {
                 guard let connection = located(entry, key: key, binding: binding) else { continue }
                 running.entries[connection.clientSide] = entry
@@ -44,8 +44,10 @@ extension Coordinator {
     }
 
     /// Conntrack's entries that may be this session's: one look-up where the four-tuple is known, else a dump.
-    private func entries(of key: SessionKey, binding: Binding?) throws -> [ConnectionEntry] {
-        guard key.clientPort != nil else { return try gateway.conntrack.entries(client: key.client) }
+    private func entries(
+        of key: SessionKey, binding: Binding?, dump: [ConnectionEntry]?
+    ) throws -> [ConnectionEntry] {
+        guard key.clientPort != nil else { return try dump ?? gateway.conntrack.entries(client: key.client) }
         var original = key.original
         if let binding, binding.datapath == .queue { original.destination = binding.host }
         return try gateway.conntrack.entry(original: original).map { [$0] } ?? []
@@ -177,6 +179,8 @@ extension Coordinator {
         guard let session = sessions[key], session.transits[tuple] == standing else { return }
         var without = session
         without.transits[tuple] = nil
+        // A handshake that is still at work ends with it, without a result.
+        let unfinished = handshakes[tuple].flatMap { $0.handshake.outcome == nil ? $0 : nil }
         endHandshake(tuple)
         passives[tuple] = nil
         do {
@@ -187,6 +191,11 @@ extension Coordinator {
             logger.error("an expired transit cannot be removed: \(error)")
         }
         keep(without)
+        guard let unfinished, let running = migrations[unfinished.migration] else { return }
+        advance(
+            running,
+            unfinished.isTowardsClient
+                ? .clientReset(unfinished.connection, .unproven) : .serverReset(unfinished.connection, .unproven))
     }
 
     private func journaled(_ running: RunningMigration, _ stage: JournaledMigration.Stage) -> JournaledMigration {

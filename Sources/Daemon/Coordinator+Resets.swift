@@ -220,7 +220,7 @@ extension Coordinator {
     /// Stops listening when no migration has waited for a while. Not at once: the kernel takes tens of milliseconds to
     /// end a subscription (it waits for RCU), which the next migration would have to wait for too.
     func closeEventsWhenIdle() {
-        loop.schedule(at: EventLoop.now + 30_000_000_000) {
+        loop.schedule(at: EventLoop.now + 4_000_000_000) {
             if self.awaitingReconnect.isEmpty { self.closeEvents() }
         }
     }

@@ -57,11 +57,12 @@ actor Coordinator {
         } catch {
             throw error.problem
         }
-        request.session.home = clientsView(of: request)
+        let dump: [ConnectionEntry]?
+        (request.session.home, dump) = clientsView(of: request)
         if let other = bindingOfOtherScope(request.session) {
             throw MigrationFailure.otherScopeBound(request.session, existing: other).problem
         }
-        let id = begin(request)
+        let id = begin(request, dump: dump)
         guard let running = migrations[id] else {
             throw Problem(kind: .unknownMigration, detail: "Migration \(id) has gone.")
         }
@@ -127,8 +128,8 @@ actor Coordinator {
 
     // MARK: - A migration's steps
 
-    /// Starts a migration and runs it as far as it goes at once.
-    func begin(_ request: MigrationRequest) -> UInt64 {
+    /// Starts a migration and runs it as far as it goes at once. `dump`: the client's connections, if just listed.
+    func begin(_ request: MigrationRequest, dump: [ConnectionEntry]? = nil) -> UInt64 {
         lastMigration += 1
         let key = request.session
         if let previous = latest[key].flatMap({ migrations[$0] }), !previous.machine.isFinished {
@@ -138,6 +139,7 @@ actor Coordinator {
             id: lastMigration, request: request, session: sessions[key] ?? Session(key: key),
             lifetimes: configuration.lifetimes)
         let running = RunningMigration(machine, startedAt: EventLoop.now, wallClock: EventLoop.wallClock)
+        running.dump = dump
         migrations[lastMigration] = running
         latest[key] = lastMigration
         forgetOldMigrations()
@@ -180,24 +182,25 @@ actor Coordinator {
 
     // MARK: - Names
 
-    /// The home as the client sees it: somebody may name the host behind a virtual address, or the present to-host.
-    private func clientsView(of request: MigrationRequest) -> Endpoint {
+    /// The home as the client sees it, since somebody may name the host behind a virtual address, or the present
+    /// to-host; and the client's connections, if they had to be listed for it.
+    private func clientsView(of request: MigrationRequest) -> (home: Endpoint, dump: [ConnectionEntry]?) {
         let key = request.session
-        if sessions[key] != nil { return key.home }
+        if sessions[key] != nil { return (key.home, nil) }
         for session in sessions.values
         where session.key.client == key.client && session.key.clientPort == key.clientPort
             && session.binding?.host == key.home
         {
-            return session.key.home
+            return (session.key.home, nil)
         }
-        if key.clientPort != nil, (try? gateway.conntrack.entry(original: key.original)) ?? nil != nil {
-            return key.home
+        if key.clientPort != nil, let entry = try? gateway.conntrack.entry(original: key.original) {
+            return (entry.original.destination, nil)
         }
-        guard let entries = try? gateway.conntrack.entries(client: key.client) else { return key.home }
+        guard let entries = try? gateway.conntrack.entries(client: key.client) else { return (key.home, nil) }
         let candidates = entries.filter { key.clientPort == nil || $0.original.source.port == key.clientPort }
-        if candidates.contains(where: { $0.original.destination == key.home }) { return key.home }
+        if candidates.contains(where: { $0.original.destination == key.home }) { return (key.home, entries) }
         let behind = Set(candidates.filter { $0.reply.source == key.home }.map(\.original.destination))
-        return behind.count == 1 ? behind.first ?? key.home : key.home
+        return (behind.count == 1 ? behind.first ?? key.home : key.home, entries)
     }
 
     /// Home and host of a connection, as its client sees them.

@@ -4,7 +4,7 @@ internal import Glibc
 internal import Migration
 internal import Wire
 
-/// Asks a host for a TCP connection and gives it up at once: does something listen there? A client that is sent to a
+/// Asks a host for a TCP connection and ends it at once: does something listen there? A client that is sent to a
 /// host which refuses it waits seconds, not milliseconds. Confined to the event loop's thread.
 final class HostCheck {
     private let loop: EventLoop
@@ -26,9 +26,6 @@ final class HostCheck {
             finish(errno)
             return
         }
-        // The connection is closed with a RST: the host's application is not left with a FIN to answer.
-        var linger = linger(l_onoff: 1, l_linger: 0)
-        _ = unsafe setsockopt(descriptor, SOL_SOCKET, SO_LINGER, &linger, socklen_t(MemoryLayout<linger>.size))
         let result = unsafe host.withSocketAddress { address, length in unsafe connect(descriptor, address, length) }
         guard result != 0, errno == EINPROGRESS else {
             finish(result == 0 ? 0 : errno)
@@ -48,11 +45,8 @@ final class HostCheck {
     private func finish(_ error: Int32) {
         if let timer { loop.cancel(timer) }
         timer = nil
-        if descriptor >= 0 {
-            loop.forget(descriptor)
-            close(descriptor)
-            descriptor = -1
-        }
+        if descriptor >= 0 { loop.forget(descriptor) }
+        if error == 0 { takeLeave() } else { close() }
         let completion = completion
         self.completion = nil
         switch error {
@@ -61,6 +55,27 @@ final class HostCheck {
         case ETIMEDOUT: completion?(.failed(reason: "no answer"))
         default: completion?(.failed(reason: unsafe String(cString: strerror(error))))
         }
+    }
+
+    /// Ends an open connection with a FIN, which TCP repeats when it is lost: a RST that is lost would leave the host with a
+    /// connection for ever. Whatever the host says first is read, because unread data turn a close into a RST.
+    private func takeLeave() {
+        _ = shutdown(descriptor, Int32(SHUT_WR))
+        loop.watch(descriptor) {
+            var octets: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+            let count = unsafe read(self.descriptor, &octets, 32)
+            if count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR) { self.close() }
+        }
+        timer = loop.schedule(at: EventLoop.now + 5_000_000_000) { self.close() }
+    }
+
+    private func close() {
+        if let timer { loop.cancel(timer) }
+        timer = nil
+        guard descriptor >= 0 else { return }
+        loop.forget(descriptor)
+        _ = Glibc.close(descriptor)
+        descriptor = -1
     }
 }
 

@@ -18,6 +18,8 @@ final class RunningMigration {
     var timer: UInt64?
     var waiters: [Waiter] = []
     var hostCheck: HostCheck?
+    /// The client's connections, listed when the request was read.
+    var dump: [ConnectionEntry]?
     /// Conntrack's entries of the old connections, by client side.
     var entries: [FourTuple: ConnectionEntry] = [:]
     /// Challenges and RSTs sent, by the handshake's tuple.

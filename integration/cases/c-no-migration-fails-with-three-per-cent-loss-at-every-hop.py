@@ -12,7 +12,7 @@ import tap
 from matrix import Matrix
 from stage import Stage
 
-FIRST_PORT = 7000
+FIRST_PORT, FLOOR_PORT = 7000, 7100
 PERCENT = 3
 
 
@@ -27,8 +27,9 @@ def body(case):
         chosen = chosen[:5]
     ports = list(range(FIRST_PORT, FIRST_PORT + len(chosen)))
     # Time enough for a handshake some of whose segments are lost, several times over.
-    with Stage(ports, lab={"loss": PERCENT}, reset_timeout=20000, reconnect_timeout=20, check_timeout=10000) as stage:
-        matrix = Matrix(case, stage, patience=60, floors=3)
+    with Stage(ports, lab={"loss": PERCENT}, more_ports=[FLOOR_PORT], reset_timeout=20000, guard_client=25,
+               reconnect_timeout=20, check_timeout=10000) as stage:
+        matrix = Matrix(case, stage, patience=60, floors=3, floor_port=FLOOR_PORT)
         matrix.run(list(zip(ports, chosen)), hops)
         matrix.report()
         wanted, failures = len(chosen) * len(hops), matrix.failures()
@@ -37,7 +38,7 @@ def body(case):
         stage.lab.set_loss(0)
         for name in list(stage.sessions):
             stage.daemon.migrate(stage.who(name), stage.home(name), None)
-        stage.clean(case)
+        stage.clean(case, patience=30)
         stage.healthy(case)
 
 

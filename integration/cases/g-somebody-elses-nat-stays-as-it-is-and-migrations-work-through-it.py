@@ -39,7 +39,9 @@ def one(case, stage, port, mode, family, datapath, fixed):
             case.equal(held, [], "%s: to %s, no other host has a socket of it" % (what, letter))
         stage.client.close(name)
     strangers = {(s.source, s.sport) for s in at_client.segments(destination=client)}
-    case.equal(strangers, {(home, port)}, what + ": the client saw the virtual address only")
+    # Last words of the session before this one may still be on their way.
+    case.ok((home, port) in strangers and strangers <= {(home, each) for each in stage.ports},
+            what + ": the client saw the virtual address only", lambda: str(strangers))
     case.equal([str(s) for s in at_client.segments() + at_home.segments() if not s.good][:5], [],
                what + ": every checksum is right")
 

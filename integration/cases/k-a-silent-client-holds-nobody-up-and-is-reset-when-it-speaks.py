@@ -51,7 +51,7 @@ def gone(case):
                            "tcp sport 20001 drop\n}\n}\n")
         stage.client.close("s")
         answer, up, _ = stage.moved("t", "b")
-        case.equal((answer.code, answer["outcome"]), (0, "proven"), "a client gone without a word: the outcome is proven")
+        case.equal((answer.code, answer["outcome"]), (0, "proven"), "a client gone without a word: it is proven")
         case.ok(bool(up), "its other connection is served by B", lambda: str(answer))
         answer, up, _ = stage.moved("t", "return")
         case.ok(answer.code == 0 and bool(up), "and goes home again", lambda: str(answer))
