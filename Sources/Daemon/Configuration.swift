@@ -105,7 +105,7 @@ public struct Configuration: Hashable, Sendable {
         case "passive-lifetime": lifetimes.passive = try seconds()
         case "reconnect-timeout": lifetimes.reconnect = try seconds()
         default:
-            throw ConfigurationError(path: path, reason: "\(key) is not a setting; docs/configuration.md lists them")
+            throw ConfigurationError(path: path, reason: "\(key) is not a setting; docs/nfqmigd.toml lists them")
         }
     }
 }

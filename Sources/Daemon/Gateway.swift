@@ -56,16 +56,21 @@ final class Gateway {
     /// Brings flow rules and table to what `change` says: what is stopped in user space first, then the kernel in one
     /// transaction, then what user space may forget. When the kernel refuses, user space is as before.
     func install(_ change: SessionChange, undoneBy undo: SessionChange) throws {
-        try post(change.setFlows.map { .set($0.key, $0.rule) })
-        let tableChange = claim(change)
-        if !tableChange.isEmpty {
+        do {
+            try post(change.setFlows.map { .set($0.key, $0.rule) })
+            let tableChange = claim(change)
             do {
                 try table.apply(tableChange)
             } catch {
                 release(change)
-                try post(undo.setFlows.map { .set($0.key, $0.rule) } + undo.removedFlows.map { .remove($0) })
                 throw error
             }
+        } catch {
+            // Every thread is told, also when one of them does not answer.
+            let undoing: [FlowChange] =
+                undo.setFlows.map { .set($0.key, $0.rule) } + undo.removedFlows.map { .remove($0) }
+            for queue in queues { try? queue.post(undoing) }
+            throw error
         }
         try post(change.removedFlows.map { .remove($0) })
     }
