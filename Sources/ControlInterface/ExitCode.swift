@@ -28,6 +28,7 @@ public enum ProblemKind: String, Sendable, CaseIterable {
     case unknownPath = "unknown-path"
     case alreadyThere = "already-there"
     case otherScopeBound = "other-scope-bound"
+    case hostServesOtherHome = "host-serves-other-home"
     case hostNotListening = "host-not-listening"
     case kernelRefused = "kernel-refused"
     case superseded = "superseded"
@@ -37,7 +38,7 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         switch self {
         case .malformedRequest: 400
         case .unknownConnection, .unknownMigration, .unknownPath: 404
-        case .alreadyThere, .otherScopeBound, .superseded: 409
+        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .superseded: 409
         case .hostNotListening: 422
         case .kernelRefused: 500
         case .interrupted: 503
@@ -48,7 +49,9 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         switch self {
         case .malformedRequest: .usage
         case .unknownConnection, .unknownMigration, .unknownPath: .unknown
-        case .alreadyThere, .otherScopeBound, .hostNotListening, .kernelRefused, .superseded, .interrupted: .failed
+        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .hostNotListening, .kernelRefused, .superseded,
+            .interrupted:
+            .failed
         }
     }
 
@@ -60,6 +63,7 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .unknownPath: "No such resource"
         case .alreadyThere: "The session is there already"
         case .otherScopeBound: "A binding of another scope is in the way"
+        case .hostServesOtherHome: "The to-host serves this client for another home"
         case .hostNotListening: "The to-host does not accept connections"
         case .kernelRefused: "The kernel refused the change"
         case .superseded: "A newer migration took over"

@@ -30,7 +30,11 @@ extension Daemon {
         }
         if sysctl("net/netfilter/nf_conntrack_max") == nil {
             findings.append(
-                Finding(isFatal: true, text: "This kernel tracks no connections: load the module nf_conntrack."))
+                Finding(
+                    isFatal: false,
+                    text:
+                        "This kernel tracks no connections yet; it will once nfqmigd runs, and knows those that begin then."
+                ))
         }
         if sysctl("net/netfilter/nf_conntrack_events") == "0" {
             findings.append(

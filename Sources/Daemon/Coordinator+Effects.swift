@@ -3,6 +3,7 @@
 internal import Conntrack
 internal import Logging
 internal import Migration
+internal import NFQueueBridge
 internal import Ruleset
 internal import Spoofer
 internal import Wire
@@ -28,7 +29,10 @@ extension Coordinator {
     private func locate(_ running: RunningMigration) -> MigrationMachine.Event {
         let request = running.machine.request
         let key = request.session
+        // What the queue threads have seen up to now belongs to the picture.
+        for ring in gateway.rings { drainObservations(of: ring) }
         let binding = sessions[key]?.binding
+        running.entries = [:]
         do {
             for entry in try entries(of: key, binding: binding, dump: running.dump)
             where key.clientPort == nil || entry.original.source.port == key.clientPort {
@@ -36,11 +40,36 @@ extension Coordinator {
                 running.entries[connection.clientSide] = entry
             }
         } catch {
+            running.dump = nil
             logger.error("conntrack cannot be read: \(error)", metadata: running.metadata)
+            return .installFailed(reason: "\(error)")
         }
-        let connections = running.entries.compactMap { located($0.value, key: key, binding: binding) }
-        running.note("located", "\(connections.count) connection\(connections.count == 1 ? "" : "s")")
+        running.dump = nil
+        let found = running.entries.compactMap { located($0.value, key: key, binding: binding) }
+        let connections = found + silentClients(of: sessions[key], besides: found, to: request.to ?? key.home)
+        running.note(
+            running.hostCheck == nil ? "located" : "located again",
+            "\(connections.count) connection\(connections.count == 1 ? "" : "s")")
         return .located(connections)
+    }
+
+    /// Old connections whose client has not spoken since an earlier migration: conntrack has forgotten them, and this
+    /// migration has to reset them or pass their segments to the new host. Their hosts' side has been dealt with, unless
+    /// the client is opening its next connection at this moment: then that is on the present host. Nor must the side of a
+    /// host be reset to which the session returns: what is on the four-tuple there may be new.
+    private func silentClients(
+        of session: Session?, besides found: [LocatedConnection], to host: Endpoint
+    ) -> [LocatedConnection] {
+        guard let session else { return [] }
+        return session.transits.compactMap { tuple, standing in
+            guard standing.transit == .awaitingSYN, tuple.destination == session.key.home,
+                tuple.source.address == session.key.client, !found.contains(where: { $0.clientSide == tuple })
+            else { return nil }
+            let old = migrations[standing.migration]?.machine.connections.first { $0.clientSide == tuple }
+            guard var connection = old else { return nil }
+            if connection.serverSide.destination == host { connection.serverSide.destination = session.host }
+            return connection.serverSide.destination == host ? nil : connection
+        }
     }
 
     /// Conntrack's entries that may be this session's: one look-up where the four-tuple is known, else a dump.
@@ -79,48 +108,123 @@ extension Coordinator {
             // Always a turn of the loop later: the machine has to be done with this event first.
             result in
             self.loop.schedule(at: EventLoop.now) {
-                running.hostCheck = nil
                 self.advance(running, .checked(result))
+                running.hostCheck = nil
             }
         }
         return nil
     }
 
     private func install(from: Session, to: Session, of running: RunningMigration) -> MigrationMachine.Event? {
-        let isSwitch = running.before == nil
-        do {
-            if isSwitch {
-                running.before = from
-                try openEvents()
-                awaitingReconnect.insert(running.machine.id)
-                try journal.write(journaled(running, .switching), to)
-            } else {
+        guard running.before == nil else {
+            // Past the point of no return there is no way back: what can be done is done.
+            do {
                 try journal.write(to)
+            } catch {
+                logger.error("\(error)", metadata: running.metadata)
             }
-            try gateway.install(
-                SessionChange(from: from, to: to), undoneBy: SessionChange(from: to, to: from))
+            do {
+                try change(from, to)
+            } catch {
+                logger.error("the change was refused: \(error)", metadata: running.metadata)
+                return nil
+            }
+            settle(to, since: from)
+            return nil
+        }
+        let key = to.key
+        do {
+            running.before = from
+            try openEvents()
+            awaitingReconnect.insert(running.machine.id)
+            try journal.write(journaled(running, .switching), to)
+            try clearWay(for: to)
+            try change(from, to)
         } catch {
             logger.error("the change was refused: \(error)", metadata: running.metadata)
-            guard isSwitch else { return nil }
             awaitingReconnect.remove(running.machine.id)
             try? journal.write(from)
             try? journal.forgetMigration(running.machine.id)
             running.machine.adopt(from)
             return .installFailed(reason: "\(error)")
         }
-        keep(to)
-        // Nothing is sent any more about a transit that has ended, or that the kernel answers from now on.
-        for (tuple, standing) in from.transits {
-            let next = to.transits[tuple]
+        discardOpenings(of: to)
+        settle(to, since: from)
+        if let previous = latest[key].flatMap({ migrations[$0] }), !previous.machine.isFinished {
+            advance(previous, .superseded)
+        }
+        latest[key] = running.machine.id
+        preparing[key] = nil
+        standing[key, default: []].insert(running.machine.id)
+        running.switchedAt = EventLoop.wallClock
+        running.note("switched", "\(from.host) → \(to.host)")
+        return .installed
+    }
+
+    /// Brings table and queue threads from one state of a session to the next. A table that somebody has deleted is made
+    /// again first, with everything that belongs into it.
+    func change(_ from: Session, _ to: Session) throws {
+        let change = SessionChange(from: from, to: to)
+        let undo = SessionChange(from: to, to: from)
+        do {
+            try gateway.install(change, undoneBy: undo)
+        } catch {
+            guard (try? gateway.table.exists) == false else { throw error }
+            logger.error("the table was deleted by another program; it is made again")
+            let elements = sessions.values.flatMap { session in
+                session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
+            }
+            _ = try gateway.table.establish(carrying: elements)
+            try gateway.install(change, undoneBy: undo)
+        }
+    }
+
+    /// Ends what older sessions of the same client, of another scope or home, hold against what `session` is to hold: one
+    /// four-tuple can have one treatment only.
+    private func clearWay(for session: Session) throws {
+        for other in sessions.values where other.key != session.key && other.key.client == session.key.client {
+            var cleared = other
+            for (tuple, standing) in other.transits {
+                let isTaken = session.transits[tuple] != nil
+                let isAgainstHost = tuple.source == session.host && standing.host == session.host
+                if isTaken || isAgainstHost { cleared.transits[tuple] = nil }
+            }
+            guard cleared != other else { continue }
+            try change(other, cleared)
+            try journal.write(cleared)
+            settle(cleared, since: other)
+        }
+    }
+
+    /// What follows from a change that has been made: nothing more is sent about a transit that has ended or that the
+    /// kernel answers from now on, and new ones end by themselves.
+    private func settle(_ session: Session, since old: Session) {
+        keep(session)
+        for (tuple, standing) in old.transits {
+            let next = session.transits[tuple]
             guard next == nil || next?.transit == .guarded || next?.migration != standing.migration else { continue }
             endHandshake(tuple)
             passives[tuple] = nil
         }
-        scheduleExpiry(of: to, since: from)
-        guard isSwitch else { return nil }
-        running.switchedAt = EventLoop.wallClock
-        running.note("switched", "\(from.host) → \(to.host)")
-        return .installed
+        scheduleExpiry(of: session, since: old)
+        forgetSettled(session.key)
+    }
+
+    /// Takes migrations out of the journal that have an outcome and hold nothing that needs user space: until then a new
+    /// daemon has to take them up again.
+    func forgetSettled(_ key: SessionKey) {
+        for id in standing[key] ?? [] {
+            guard migrations[id]?.machine.isFinished ?? true,
+                !(sessions[key]?.transits.values.contains { $0.migration == id && $0.transit != .guarded } ?? false)
+            else { continue }
+            standing[key]?.remove(id)
+            do {
+                try journal.forgetMigration(id)
+            } catch {
+                logger.error("\(error)")
+            }
+        }
+        if standing[key]?.isEmpty ?? false { standing[key] = nil }
     }
 
     private func forget(_ connections: [LocatedConnection], of running: RunningMigration) -> MigrationMachine.Event {
@@ -145,18 +249,17 @@ extension Coordinator {
         running.finishedAt = EventLoop.wallClock
         awaitingReconnect.remove(running.machine.id)
         if awaitingReconnect.isEmpty { closeEventsWhenIdle() }
-        do {
-            try journal.forgetMigration(running.machine.id)
-        } catch {
-            logger.error("\(error)", metadata: running.metadata)
-        }
+        let key = running.machine.request.session
+        if preparing[key] == running.machine.id { preparing[key] = nil }
+        forgetSettled(key)
         switch outcome {
         case .proven: running.note("finished", "the from-host's reset is proven")
         case .unproven: running.note("finished", "the from-host did not prove its reset; the guard stands")
+        case .superseded: running.note("finished", "a newer migration has taken over")
         case .failed(let failure): running.note("finished", "\(failure)")
         }
         logger.notice("migration finished: \(outcome)", metadata: running.metadata)
-        running.resumeWaiters()
+        running.resumeWaiters(loop)
     }
 
     // MARK: - Sessions
@@ -164,7 +267,8 @@ extension Coordinator {
     /// Makes `session` what the gateway holds for its key.
     func keep(_ session: Session) {
         sessions[session.key] = session.isIdle ? nil : session
-        if session.isIdle { latest[session.key] = latest[session.key].flatMap { migrations[$0] == nil ? nil : $0 } }
+        guard session.isIdle, let id = latest[session.key] else { return }
+        if migrations[id]?.machine.isFinished ?? true { latest[session.key] = nil }
     }
 
     /// Transits end by themselves, in the kernel and here.
@@ -184,13 +288,13 @@ extension Coordinator {
         endHandshake(tuple)
         passives[tuple] = nil
         do {
-            try gateway.install(
-                SessionChange(from: session, to: without), undoneBy: SessionChange(from: without, to: session))
+            try change(session, without)
             try journal.write(without)
         } catch {
             logger.error("an expired transit cannot be removed: \(error)")
         }
         keep(without)
+        forgetSettled(key)
         guard let unfinished, let running = migrations[unfinished.migration] else { return }
         advance(
             running,

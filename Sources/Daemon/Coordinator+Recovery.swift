@@ -20,6 +20,13 @@ extension Coordinator {
             sessions[before.key] = before.isIdle ? nil : before
             logger.notice("migration \(entry.id) was not switched for good: taken back")
         }
+        // A new kernel has no old connections, and so nothing to stop or to learn from.
+        if try !gateway.table.exists {
+            for key in sessions.keys {
+                sessions[key]?.transits = [:]
+                sessions[key]?.replies = []
+            }
+        }
         // The queues come first: another daemon has them bound, and then this one must not touch the table.
         let known = sessions.values.reduce(into: [FlowKey: FlowRule]()) { $0.merge($1.flows()) { first, _ in first } }
         try gateway.startQueues(configuration, flows: known.map { ($0.key, $0.value) })
@@ -37,8 +44,8 @@ extension Coordinator {
             loop.watch(ring.eventFileDescriptor) { self.drainObservations(of: ring) }
         }
         for entry in contents.migrations {
-            if entry.stage == .resetting { resume(entry) }
-            try journal.forgetMigration(entry.id)
+            // One that is taken up again stays in the journal until it holds nothing more.
+            if entry.stage == .switching || !resume(entry) { try journal.forgetMigration(entry.id) }
         }
     }
 
@@ -78,13 +85,14 @@ extension Coordinator {
             "\(sessions.count) sessions; table: \(change.add.count) elements added, \(change.remove.count) removed")
     }
 
-    /// Begins the resets of a migration anew: an earlier process had passed the point of no return.
-    private func resume(_ entry: JournaledMigration) {
+    /// Takes up a migration of which an earlier process had passed the point of no return: what it still stops is reset
+    /// again. False when it stops nothing any more.
+    private func resume(_ entry: JournaledMigration) -> Bool {
         guard let before = entry.before.session, let fromHost = Endpoint(entry.fromHost),
-            let datapath = Datapath(rawValue: entry.datapath)
-        else { return }
+            let datapath = Datapath(rawValue: entry.datapath), var session = sessions[before.key],
+            session.transits.values.contains(where: { $0.migration == entry.id && $0.transit != .guarded })
+        else { return false }
         let key = before.key
-        var session = sessions[key] ?? Session(key: key)
         // A switch whose last step is missing: the client's way is opened now.
         let released = session
         for (tuple, standing) in session.transits
@@ -97,7 +105,7 @@ extension Coordinator {
             try openEvents()
         } catch {
             logger.error("migration \(entry.id) cannot be resumed: \(error)")
-            return
+            return false
         }
         keep(session)
         let request = MigrationRequest(
@@ -108,6 +116,7 @@ extension Coordinator {
         running.before = before
         migrations[entry.id] = running
         latest[key] = entry.id
+        standing[key, default: []].insert(entry.id)
         awaitingReconnect.insert(entry.id)
         running.note("resumed", "by a daemon that started anew")
         let connections = entry.connections.compactMap(\.connection)
@@ -122,6 +131,7 @@ extension Coordinator {
         for effect in running.machine.resume(connections, fromHost: fromHost, at: EventLoop.now) {
             if let event = perform(effect, of: running) { advance(running, event) }
         }
+        return true
     }
 
     /// Stops what runs on this thread; the kernel keeps the table.
@@ -129,6 +139,6 @@ extension Coordinator {
         closeEvents()
         for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }
         gateway.stopQueues()
-        for running in migrations.values { running.resumeWaiters() }
+        for running in migrations.values { running.resumeWaiters(loop) }
     }
 }

@@ -31,6 +31,10 @@ extension Coordinator {
             (report.outcome, report.exitCode) = ("proven", ExitCode.done.rawValue)
         case .unproven:
             (report.outcome, report.exitCode) = ("unproven", ExitCode.unproven.rawValue)
+        case .superseded:
+            (report.outcome, report.exitCode) = ("superseded", ExitCode.unproven.rawValue)
+            report.reason =
+                "A newer migration of \(key) took over after the switch: its outcome is the one that counts."
         case .failed(let failure):
             if case .superseded = failure { report.outcome = "superseded" } else { report.outcome = "failed" }
             report.reason = failure.description

@@ -15,8 +15,18 @@ extension Coordinator {
         _ connections: [LocatedConnection], client: Bool, of running: RunningMigration
     ) -> MigrationMachine.Event? {
         var segments: [TCPSegment] = []
+        let transits = sessions[running.machine.request.session]?.transits ?? [:]
         for connection in connections {
-            segments += beginHandshake(connection.serverSide, .server, connection, running)
+            if transits[connection.serverSide.reversed]?.transit == .frozen {
+                segments += beginHandshake(connection.serverSide, .server, connection, running)
+            } else {
+                // A migration that is taken up again: this end had been dealt with.
+                loop.schedule(at: EventLoop.now) { self.advance(running, .serverReset(connection, .proven)) }
+            }
+            guard transits[connection.clientSide] != nil else {
+                loop.schedule(at: EventLoop.now) { self.advance(running, .clientReset(connection, .reconnected)) }
+                continue
+            }
             if client {
                 segments += beginHandshake(connection.clientSide.reversed, .client, connection, running)
             } else if let probe = running.machine.passiveProbe(for: connection) {
@@ -111,15 +121,30 @@ extension Coordinator {
     // MARK: - What the queues have stopped
 
     /// Takes the segments that the queue threads have observed.
-    func drainObservations(of ring: ObservationRing<ObservedSegment>) {
-        var segments: [ObservedSegment] = []
-        ring.drain { segments.append($0) }
-        for segment in segments { observe(segment) }
+    func drainObservations(of ring: ObservationRing<Observation>) {
+        var seen: [Observation] = []
+        ring.drain { seen.append($0) }
+        for observation in seen { observe(observation) }
     }
 
-    private func observe(_ segment: ObservedSegment) {
+    /// After a freeze that every queue thread has acknowledged: a SYN of a frozen four-tuple that still waits to be read
+    /// opened the connection which is to end now, and must not be taken for the next one.
+    func discardOpenings(of session: Session) {
+        var others: [Observation] = []
+        for ring in gateway.rings {
+            ring.drain { observation in
+                let isOld = observation.hasPassed && session.transits[observation.segment.tuple]?.transit == .frozen
+                if !isOld { others.append(observation) }
+            }
+        }
+        if others.isEmpty { return }
+        loop.schedule(at: EventLoop.now) { for observation in others { self.observe(observation) } }
+    }
+
+    private func observe(_ observation: Observation) {
+        let segment = observation.segment
         if segment.flags.opensConnection, let session = session(of: segment.tuple) {
-            observeOpening(segment.tuple, session)
+            if observation.hasPassed { observeOpening(segment.tuple, session) }
             return
         }
         if let relay = passives[segment.tuple] { showToOtherSide(segment, relay) }
@@ -148,20 +173,15 @@ extension Coordinator {
         if let binding = session.binding, binding.datapath == .queue {
             let reply = FourTuple(source: binding.host, destination: tuple.source)
             if !session.replies.contains(reply) {
-                var learnt = session
-                learnt.replies.insert(reply)
-                sessions[session.key] = learnt
-                do {
-                    try journal.write(learnt)
-                } catch {
-                    logger.error("\(error)")
-                }
+                // Not journaled: the kernel's table holds them too, and a new daemon reads them from there.
+                sessions[session.key]?.replies.insert(reply)
             }
         }
         // What stood in the way of this very tuple ends, whichever migration it was of.
         let owner = session.transits[tuple].map(\.migration) ?? latest[session.key]
         guard let owner, let running = migrations[owner] else { return }
-        if session.transits[tuple]?.transit == .frozen { return }
+        // Later connections of a session that has moved are nobody's news.
+        if running.machine.isFinished, session.transits[tuple] == nil { return }
         if !running.machine.reconnected.contains(tuple) {
             running.note("client reconnects", "from port \(tuple.source.port)")
         }
@@ -258,7 +278,9 @@ extension Coordinator {
                 let expected = binding.datapath == .queue ? binding.host : key.home
                 guard entry.original.destination == expected else { continue }
             } else {
-                guard entry.original.destination == key.home else { continue }
+                guard entry.original.destination == key.home, entry.reply.source != running.machine.fromHost else {
+                    continue
+                }
             }
             if entry.state == .established {
                 if !running.machine.established.contains(original) {

@@ -23,8 +23,12 @@ actor Coordinator {
     /// Every session that is bound, in migration, or under guard.
     var sessions: [SessionKey: Session] = [:]
     var migrations: [UInt64: RunningMigration] = [:]
-    /// The latest migration of a session.
+    /// The latest migration of a session that was switched.
     var latest: [SessionKey: UInt64] = [:]
+    /// The migration of a session that is not switched yet.
+    var preparing: [SessionKey: UInt64] = [:]
+    /// Migrations in the journal whose stopped segments still need user space.
+    var standing: [SessionKey: Set<UInt64>] = [:]
     var lastMigration: UInt64 = 0
     /// Reset handshakes, by the four-tuple in which the victim's segments arrive.
     var handshakes: [FourTuple: RunningHandshake] = [:]
@@ -59,6 +63,7 @@ actor Coordinator {
         }
         let dump: [ConnectionEntry]?
         (request.session.home, dump) = clientsView(of: request)
+        if let refusal = otherHome(of: request) { throw refusal.problem }
         if let other = bindingOfOtherScope(request.session) {
             throw MigrationFailure.otherScopeBound(request.session, existing: other).problem
         }
@@ -74,13 +79,14 @@ actor Coordinator {
     func migration(_ id: UInt64, wait: UInt64) async throws(Problem) -> MigrationReport {
         guard let running = migrations[id] else {
             throw Problem(
-                kind: .unknownMigration, detail: "There is no migration \(id): list them with \"nfqmigctl sessions\".")
+                kind: .unknownMigration,
+                detail: "There is no migration \(id): the daemon remembers those since its start.")
         }
         if running.machine.isFinished || wait == 0 { return report(running) }
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
             let waiter = Waiter(continuation)
             running.waiters.append(waiter)
-            loop.schedule(at: EventLoop.now + wait) { waiter.resume() }
+            waiter.timer = loop.schedule(at: EventLoop.now + wait) { waiter.resume() }
         }
         return report(running)
     }
@@ -132,16 +138,15 @@ actor Coordinator {
     func begin(_ request: MigrationRequest, dump: [ConnectionEntry]? = nil) -> UInt64 {
         lastMigration += 1
         let key = request.session
-        if let previous = latest[key].flatMap({ migrations[$0] }), !previous.machine.isFinished {
-            advance(previous, .superseded)
-        }
+        // One that is not switched yet gives way at once; one that is, when this one is switched: it may be refused.
+        if let preparing = preparing[key].flatMap({ migrations[$0] }) { advance(preparing, .superseded) }
         let machine = MigrationMachine(
             id: lastMigration, request: request, session: sessions[key] ?? Session(key: key),
             lifetimes: configuration.lifetimes)
         let running = RunningMigration(machine, startedAt: EventLoop.now, wallClock: EventLoop.wallClock)
         running.dump = dump
         migrations[lastMigration] = running
-        latest[key] = lastMigration
+        preparing[key] = lastMigration
         forgetOldMigrations()
         running.note("requested")
         logger.notice("migration requested", metadata: running.metadata)
@@ -172,11 +177,11 @@ actor Coordinator {
     /// Keeps the last thousand ended migrations for those who ask.
     private func forgetOldMigrations() {
         guard migrations.count > 1100 else { return }
-        let ended = migrations.values.filter {
-            $0.machine.isFinished && latest[$0.machine.request.session] != $0.machine.id
-        }
-        for running in ended.sorted(by: { $0.machine.id < $1.machine.id }).prefix(migrations.count - 1000) {
-            migrations[running.machine.id] = nil
+        let ended = migrations.values.filter { $0.machine.isFinished }.sorted { $0.machine.id < $1.machine.id }
+        for running in ended.prefix(migrations.count - 1000) {
+            let (id, key) = (running.machine.id, running.machine.request.session)
+            migrations[id] = nil
+            if latest[key] == id { latest[key] = nil }
         }
     }
 
@@ -187,18 +192,18 @@ actor Coordinator {
     private func clientsView(of request: MigrationRequest) -> (home: Endpoint, dump: [ConnectionEntry]?) {
         let key = request.session
         if sessions[key] != nil { return (key.home, nil) }
-        for session in sessions.values
-        where session.key.client == key.client && session.key.clientPort == key.clientPort
-            && session.binding?.host == key.home
-        {
-            return (session.key.home, nil)
-        }
         if key.clientPort != nil, let entry = try? gateway.conntrack.entry(original: key.original) {
             return (entry.original.destination, nil)
         }
         guard let entries = try? gateway.conntrack.entries(client: key.client) else { return (key.home, nil) }
         let candidates = entries.filter { key.clientPort == nil || $0.original.source.port == key.clientPort }
         if candidates.contains(where: { $0.original.destination == key.home }) { return (key.home, entries) }
+        for session in sessions.values
+        where session.key.client == key.client && session.key.clientPort == key.clientPort
+            && session.binding?.host == key.home
+        {
+            return (session.key.home, entries)
+        }
         let behind = Set(candidates.filter { $0.reply.source == key.home }.map(\.original.destination))
         return (behind.count == 1 ? behind.first ?? key.home : key.home, entries)
     }
@@ -210,6 +215,19 @@ actor Coordinator {
             return (session.key.home, entry.reply.source)
         }
         return (entry.original.destination, entry.reply.source)
+    }
+
+    /// A session of the same client that the queue datapath could not tell from this one: a reply names the host and the
+    /// client, not the home.
+    private func otherHome(of request: MigrationRequest) -> MigrationFailure? {
+        guard request.datapath == .queue, let host = request.to else { return nil }
+        let key = request.session
+        let other = sessions.values.first {
+            $0.binding?.datapath == .queue && $0.binding?.host == host && $0.key.client == key.client
+                && $0.key.home != key.home
+                && ($0.key.clientPort == nil || key.clientPort == nil || $0.key.clientPort == key.clientPort)
+        }
+        return other.map { .hostServesOtherHome(key, host: host, other: $0.key.home) }
     }
 
     /// A binding of another scope that covers the same client and home.

@@ -16,7 +16,7 @@ final class Gateway {
     let conntrack: ConntrackTable
     let sockets: SegmentSocket
     private(set) var queues: [QueueThread<PacketHandler>] = []
-    private(set) var rings: [ObservationRing<ObservedSegment>] = []
+    private(set) var rings: [ObservationRing<Observation>] = []
     /// Elements that several sessions share, with the number of sessions that want them.
     private var shared: [TableElement: Int] = [:]
 
@@ -35,7 +35,7 @@ final class Gateway {
     func startQueues(_ configuration: Configuration, flows: [(key: FlowKey, rule: FlowRule)]) throws {
         var generator = SystemRandomNumberGenerator()
         for index in 0..<configuration.queues {
-            let ring = try ObservationRing<ObservedSegment>(capacity: 4096)
+            let ring = try ObservationRing<Observation>(capacity: 4096)
             let seed = generator.next()
             let mark = configuration.mark
             var options = QueueOptions()

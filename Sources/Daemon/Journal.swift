@@ -63,7 +63,7 @@ package struct ConnectionDocument: Codable, Hashable, Sendable {
     var phase: ConnectionPhase
 }
 
-/// A session as it is written down.
+/// A session as it is written down. Replies are not: the kernel's table is read for them.
 package struct SessionDocument: Codable, Hashable, Sendable {
     struct TransitDocument: Codable, Hashable, Sendable {
         var source: String
@@ -80,7 +80,6 @@ package struct SessionDocument: Codable, Hashable, Sendable {
     var host: String?
     var datapath: String?
     var transits: [TransitDocument]
-    var replies: [[String]]
 }
 
 /// The journal in SQLite, in the state directory.
@@ -216,7 +215,6 @@ extension SessionDocument {
                 source: "\(tuple.source)", destination: "\(tuple.destination)", transit: "\(standing.transit)",
                 host: "\(standing.host)", lifetime: standing.lifetime, migration: standing.migration)
         }
-        replies = session.replies.map(\.document)
     }
 
     /// The session, or nil when the document is not one of ours.
@@ -235,7 +233,6 @@ extension SessionDocument {
             session.transits[tuple] = StandingTransit(
                 transit: transit, host: host, lifetime: entry.lifetime, migration: entry.migration)
         }
-        session.replies = Set(replies.compactMap { FourTuple(document: $0) })
         return session
     }
 }

@@ -90,6 +90,7 @@ extension MigrationFailure {
             case .alreadyThere: .alreadyThere
             case .mixedFamilies, .unusableAddress: .malformedRequest
             case .otherScopeBound: .otherScopeBound
+            case .hostServesOtherHome: .hostServesOtherHome
             case .hostNotListening: .hostNotListening
             case .kernelRefused: .kernelRefused
             case .superseded: .superseded

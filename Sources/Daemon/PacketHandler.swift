@@ -10,6 +10,20 @@ public enum FlowChange: Sendable {
     case remove(FlowKey)
 }
 
+/// What a queue thread tells the control plane.
+@frozen
+public struct Observation: BitwiseCopyable, Hashable, Sendable {
+    public var segment: ObservedSegment
+    /// Whether the segment went on; it was stopped otherwise.
+    public var hasPassed: Bool
+
+    @inlinable
+    public init(segment: ObservedSegment, hasPassed: Bool) {
+        self.segment = segment
+        self.hasPassed = hasPassed
+    }
+}
+
 /// Joins the packets of a queue with the rules of a flow table: what the queue threads run. Allocates nothing and takes
 /// no lock per packet; what the control plane must know goes through a ring.
 public struct PacketHandler: VerdictHandler, ~Copyable {
@@ -19,13 +33,13 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
     @usableFromInline static let postrouting: UInt8 = 4
 
     @usableFromInline var table: FlowTable
-    @usableFromInline let observations: ObservationRing<ObservedSegment>
+    @usableFromInline let observations: ObservationRing<Observation>
     /// The mark that makes chain `learn` remember the reply's four-tuple.
     @usableFromInline let mark: UInt32
 
     /// A handler that knows `flows` from the start; `seed` keeps its table's hash from being guessed.
     public init(
-        observations: ObservationRing<ObservedSegment>, mark: UInt32, seed: UInt64,
+        observations: ObservationRing<Observation>, mark: UInt32, seed: UInt64,
         flows: [(key: FlowKey, rule: FlowRule)] = []
     ) {
         table = FlowTable(capacity: max(1024, 2 * flows.count), seed: seed)
@@ -39,7 +53,9 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
         let stage: Stage = metadata.hook == Self.postrouting ? .postrouting : .prerouting
         let judgement = table.judge(
             &packet, stage: stage, checksum: metadata.checksum, isWhole: metadata.isWhole)
-        if let observed = judgement.observed { observations.push(observed) }
+        if let observed = judgement.observed {
+            observations.push(Observation(segment: observed, hasPassed: judgement.ruling != .drop))
+        }
         switch judgement.ruling {
         case .accept: return .accept
         case .drop: return .drop

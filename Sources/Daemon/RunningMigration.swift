@@ -47,8 +47,11 @@ final class RunningMigration {
         ]
     }
 
-    func resumeWaiters() {
-        for waiter in waiters { waiter.resume() }
+    func resumeWaiters(_ loop: EventLoop) {
+        for waiter in waiters {
+            if let timer = waiter.timer { loop.cancel(timer) }
+            waiter.resume()
+        }
         waiters = []
     }
 }
@@ -56,6 +59,7 @@ final class RunningMigration {
 /// Somebody who waits for an outcome or for a time, whichever comes first.
 final class Waiter {
     private var continuation: CheckedContinuation<Void, Never>?
+    var timer: UInt64?
 
     init(_ continuation: CheckedContinuation<Void, Never>) { self.continuation = continuation }
 

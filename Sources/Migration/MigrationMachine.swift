@@ -4,9 +4,9 @@ public import Wire
 
 /// What must happen next in one migration, given what has happened. Opens no socket, reads no clock.
 ///
-///     requested ─► locating ─► checking ─► switching ─► forgetting │ resetting ─► finished (standing guard)
-///         │            │           │            │                  │
-///         └────────────┴───────────┴────────────┴─► failed         └ the point of no return
+///     requested ─► locating ─► checking ─► locating again ─► switching ─► forgetting │ resetting ─► finished
+///         │            │           │              │               │                  │     (standing guard)
+///         └────────────┴───────────┴──────────────┴───────────────┴─► failed         └ the point of no return
 ///
 /// Everything before the point of no return can be taken back without a trace, and is, when a step fails. The
 /// conntrack entry is the last thing to hold the old translation: once it is forgotten the old connection cannot go on.
@@ -74,7 +74,7 @@ public struct MigrationMachine: Sendable {
     }
 
     private enum State: Sendable {
-        case idle, locating, checking, switching, forgetting, resetting, finished
+        case idle, locating, checking, locatingAgain, switching, forgetting, resetting, finished
     }
 
     public let id: UInt64
@@ -118,10 +118,10 @@ public struct MigrationMachine: Sendable {
         case .forgetting, .resetting: true
         case .finished:
             switch outcome {
-            case .proven, .unproven: true
+            case .proven, .unproven, .superseded: true
             case .failed, nil: false
             }
-        case .idle, .locating, .checking, .switching: false
+        case .idle, .locating, .checking, .locatingAgain, .switching: false
         }
     }
 
@@ -138,8 +138,14 @@ public struct MigrationMachine: Sendable {
             return [.locate]
         case (.locating, .located(let connections)):
             return located(connections)
+        case (.locating, .installFailed(let reason)), (.locatingAgain, .installFailed(let reason)):
+            return fail(.kernelRefused(request.session, reason: reason))
         case (.checking, .checked(.listening)):
-            return switchOver()
+            // The check takes its time, and the client may have opened connections meanwhile.
+            state = .locatingAgain
+            return [.locate]
+        case (.locatingAgain, .located(let connections)):
+            return locatedAgain(connections)
         case (.checking, .checked(.failed(let reason))):
             return fail(.hostNotListening(request.to ?? request.session.home, reason: reason))
         case (.switching, .installed):
@@ -154,7 +160,7 @@ public struct MigrationMachine: Sendable {
             return [.install(from: frozen, to: session)] + beginResets(at: now)
         case (.resetting, _), (.finished, _):
             return whileStanding(event, at: now)
-        case (.locating, .superseded), (.checking, .superseded), (.idle, .superseded):
+        case (.locating, .superseded), (.checking, .superseded), (.locatingAgain, .superseded), (.idle, .superseded):
             return fail(.superseded(request.session))
         default:
             return []
@@ -177,6 +183,13 @@ public struct MigrationMachine: Sendable {
         return [.check(host)]
     }
 
+    private mutating func locatedAgain(_ found: [LocatedConnection]) -> [Effect] {
+        connections = found
+        if let first = found.first { fromHost = first.serverSide.destination }
+        if found.isEmpty, session.binding == nil { return fail(.unknownConnection(request.session)) }
+        return switchOver()
+    }
+
     /// One transaction: binding and transits in both directions, and whatever stood against the new host goes.
     private mutating func switchOver() -> [Effect] {
         state = .switching
@@ -187,7 +200,8 @@ public struct MigrationMachine: Sendable {
         session.replies = session.replies.filter { $0.source != leaving }
         for connection in connections {
             let toClient = StandingTransit(
-                transit: .frozen, host: fromHost, lifetime: lifetimes.guardUnproven, migration: id)
+                transit: .frozen, host: connection.serverSide.destination, lifetime: lifetimes.guardUnproven,
+                migration: id)
             var toServer = toClient
             toServer.lifetime = request.passive ? lifetimes.passive : lifetimes.guardClient
             session.transits[connection.serverSide.reversed] = toClient
@@ -258,10 +272,10 @@ public struct MigrationMachine: Sendable {
         case .superseded:
             // What stands goes on standing; the report says so.
             if outcome == nil {
-                outcome = .failed(.superseded(request.session))
+                outcome = .superseded
                 state = .finished
                 deadline = nil
-                effects.append(.finish(.failed(.superseded(request.session))))
+                effects.append(.finish(.superseded))
             }
             return effects
         default:

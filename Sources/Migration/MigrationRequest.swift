@@ -43,7 +43,7 @@ public struct LocatedConnection: Hashable, Sendable {
     }
 }
 
-/// Why a migration did not take place. Nothing of it is left on the network.
+/// Why a migration did not take place. Nothing of it is on the network.
 public enum MigrationFailure: Error, Hashable, Sendable {
     /// No such connection crosses the gateway, and no such session is bound.
     case unknownConnection(SessionKey)
@@ -55,6 +55,8 @@ public enum MigrationFailure: Error, Hashable, Sendable {
     case unusableAddress(IPAddress)
     /// A wider or narrower binding of the same client and home stands in the way.
     case otherScopeBound(SessionKey, existing: Scope)
+    /// In the queue datapath a reply does not tell which of two homes it is for.
+    case hostServesOtherHome(SessionKey, host: Endpoint, other: Endpoint)
     /// The to-host does not accept connections.
     case hostNotListening(Endpoint, reason: String)
     /// The kernel refused a change; what had been changed was taken back.
@@ -88,6 +90,9 @@ extension MigrationFailure: CustomStringConvertible {
             "\(address) is not a unicast address: no session can have it."
         case .otherScopeBound(let key, let existing):
             "A binding of scope \(existing.rawValue) already covers \(key): return it home first, or migrate that one."
+        case .hostServesOtherHome(let key, let host, let other):
+            "\(host) already serves \(key.client) for \(other) in the queue datapath, which cannot tell the two apart: use "
+                + "--datapath kernel, or another port of that host."
         case .hostNotListening(let host, let reason):
             "The to-host \(host) does not accept connections (\(reason)): start the service there first."
         case .kernelRefused(let key, let reason):
@@ -106,6 +111,8 @@ public enum MigrationOutcome: Hashable, Sendable {
     case proven
     /// Done; the from-host did not prove that it has dropped the old connection. The guard stands.
     case unproven
+    /// Switched, and then overtaken by a newer migration of the same session. What it had begun goes on.
+    case superseded
     /// Not done.
     case failed(MigrationFailure)
 }

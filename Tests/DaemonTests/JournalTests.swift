@@ -23,7 +23,6 @@ import Wire
         session.transits[tuple] = StandingTransit(transit: .guarded, host: home, lifetime: 60, migration: 7)
         session.transits[tuple.reversed] = StandingTransit(
             transit: .awaitingSYN, host: home, lifetime: 120, migration: 7)
-        session.replies = [FourTuple(source: host, destination: Endpoint(address: client, port: 40000))]
         return session
     }
 

@@ -44,13 +44,16 @@ import Wire
 
     @Test func `a frozen connection's segments are dropped and told to the control plane`() throws {
         for cast in Self.casts {
-            let ring = try ObservationRing<ObservedSegment>(capacity: 16)
+            let ring = try ObservationRing<Observation>(capacity: 16)
             var handler = PacketHandler(observations: ring, mark: Self.mark, seed: 1, flows: flows(cast, .freeze))
             var octets = cast.packet(from: cast.client, to: cast.home)
             let verdict = judge(&handler, &octets, hook: Self.prerouting)
             #expect(verdict == .drop)
             var seen: [ObservedSegment] = []
-            ring.drain { seen.append($0) }
+            ring.drain {
+                #expect(!$0.hasPassed)
+                seen.append($0.segment)
+            }
             #expect(seen.map(\.tuple) == [FourTuple(source: cast.client, destination: cast.home)])
             #expect(seen.first?.payloadLength == 64)
         }
@@ -58,7 +61,7 @@ import Wire
 
     @Test func `a translated packet teaches the kernel its reply`() throws {
         for cast in Self.casts {
-            let ring = try ObservationRing<ObservedSegment>(capacity: 16)
+            let ring = try ObservationRing<Observation>(capacity: 16)
             var handler = PacketHandler(
                 observations: ring, mark: Self.mark, seed: 1,
                 flows: flows(cast, .passage(.translateDestination(cast.host))))
@@ -70,7 +73,7 @@ import Wire
 
     @Test func `a SYN of a bound session is told to the control plane, its data are not`() throws {
         for cast in Self.casts {
-            let ring = try ObservationRing<ObservedSegment>(capacity: 16)
+            let ring = try ObservationRing<Observation>(capacity: 16)
             var handler = PacketHandler(
                 observations: ring, mark: Self.mark, seed: 1,
                 flows: flows(cast, .passage(.translateDestination(cast.host))))
@@ -79,7 +82,10 @@ import Wire
                 _ = judge(&handler, &octets, hook: Self.prerouting)
             }
             var seen: [TCPFlags] = []
-            ring.drain { seen.append($0.flags) }
+            ring.drain {
+                #expect($0.hasPassed)
+                seen.append($0.segment.flags)
+            }
             #expect(seen == [.syn])
         }
     }
@@ -102,7 +108,7 @@ import Wire
                 ),
             ]
             for kind in kinds {
-                let ring = try ObservationRing<ObservedSegment>(capacity: 256)
+                let ring = try ObservationRing<Observation>(capacity: 256)
                 var flows = flows(cast, kind.rule)
                 if let key = kind.key { flows[0].key = key }
                 var handler = PacketHandler(observations: ring, mark: Self.mark, seed: 1, flows: flows)
