@@ -318,6 +318,9 @@ extension ConnectionEntry {
         switch state {
         case .synSent, .synSent2: .opening
         case .synReceived: .halfOpen
+        // A RST that was not exact leaves the state and ten seconds (`nf_conntrack_tcp_packet`), which the next segment of a
+        // connection that goes on would have made days again: both ends have dropped this one.
+        case .established where timeout <= 10: .closed
         case .established, nil: .established
         case .finWait, .closeWait, .lastAck: .closing
         case .timeWait, .close, .some(.none): .closed
