@@ -65,8 +65,11 @@ extension Coordinator {
             guard standing.transit == .awaitingSYN, tuple.destination == session.key.home,
                 tuple.source.address == session.key.client, !found.contains(where: { $0.clientSide == tuple })
             else { return nil }
-            let old = migrations[standing.migration]?.machine.connections.first { $0.clientSide == tuple }
-            guard var connection = old else { return nil }
+            // One that has been reset, or has had its time, has nothing to come for: its transit stands for strays.
+            guard let machine = migrations[standing.migration]?.machine,
+                var connection = machine.connections.first(where: { $0.clientSide == tuple }),
+                machine.clientResult(connection) == nil
+            else { return nil }
             if connection.serverSide.destination == host { connection.serverSide.destination = session.host }
             return connection.serverSide.destination == host ? nil : connection
         }
