@@ -30,7 +30,7 @@ extension Coordinator {
         let request = running.machine.request
         let key = request.session
         // What the queue threads have seen up to now belongs to the picture.
-        for ring in gateway.rings { drainObservations(of: ring) }
+        drainObservations()
         let binding = sessions[key]?.binding
         running.entries = [:]
         do {

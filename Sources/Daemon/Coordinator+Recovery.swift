@@ -41,7 +41,7 @@ extension Coordinator {
         let wanted = Set(sessions.values.flatMap { $0.flows().keys })
         try gateway.post(known.keys.filter { !wanted.contains($0) }.map { .remove($0) })
         for ring in gateway.rings {
-            loop.watch(ring.eventFileDescriptor) { self.drainObservations(of: ring) }
+            loop.watch(ring.eventFileDescriptor) { self.drainObservations() }
         }
         for entry in contents.migrations {
             // One that is taken up again stays in the journal until it holds nothing more.

@@ -120,31 +120,34 @@ extension Coordinator {
 
     // MARK: - What the queues have stopped
 
-    /// Takes the segments that the queue threads have observed.
-    func drainObservations(of ring: ObservationRing<Observation>) {
-        var seen: [Observation] = []
-        ring.drain { seen.append($0) }
-        for observation in seen { observe(observation) }
+    /// Takes the segments that the queue threads have observed, those that were set aside first.
+    ///
+    /// Openings come before everything else: a client that has opened its next connection must not be sent a RST for a
+    /// segment that it sent before. The stateful packet filter of the client's own would end the new connection.
+    func drainObservations() {
+        var seen = setAside
+        setAside = []
+        for ring in gateway.rings { ring.drain { seen.append($0) } }
+        for observation in seen where observation.opensConnection { observe(observation) }
+        for observation in seen where !observation.opensConnection { observe(observation) }
     }
 
     /// After a freeze that every queue thread has acknowledged: a SYN of a frozen four-tuple that still waits to be read
     /// opened the connection which is to end now, and must not be taken for the next one.
     func discardOpenings(of session: Session) {
-        var others: [Observation] = []
         for ring in gateway.rings {
             ring.drain { observation in
                 let isOld = observation.hasPassed && session.transits[observation.segment.tuple]?.transit == .frozen
-                if !isOld { others.append(observation) }
+                if !isOld { setAside.append(observation) }
             }
         }
-        if others.isEmpty { return }
-        loop.schedule(at: EventLoop.now) { for observation in others { self.observe(observation) } }
+        if !setAside.isEmpty { loop.schedule(at: EventLoop.now) { self.drainObservations() } }
     }
 
     private func observe(_ observation: Observation) {
         let segment = observation.segment
         if segment.flags.opensConnection, let session = session(of: segment.tuple) {
-            if observation.hasPassed { observeOpening(segment.tuple, session) }
+            if observation.opensConnection { observeOpening(segment.tuple, session) }
             return
         }
         if let relay = passives[segment.tuple] { showToOtherSide(segment, relay) }

@@ -34,6 +34,8 @@ actor Coordinator {
     var handshakes: [FourTuple: RunningHandshake] = [:]
     /// Passive migrations, by the four-tuples that are shown to the other side.
     var passives: [FourTuple: PassiveRelay] = [:]
+    /// What the queue threads have observed and nobody has looked at yet.
+    var setAside: [Observation] = []
     var events: ConntrackEvents?
     /// Migrations that wait for their client's new connection.
     var awaitingReconnect: Set<UInt64> = []

@@ -22,6 +22,9 @@ public struct Observation: BitwiseCopyable, Hashable, Sendable {
         self.segment = segment
         self.hasPassed = hasPassed
     }
+
+    /// Whether it is a SYN on its way to a host.
+    public var opensConnection: Bool { hasPassed && segment.flags.opensConnection }
 }
 
 /// Joins the packets of a queue with the rules of a flow table: what the queue threads run. Allocates nothing and takes

@@ -53,6 +53,7 @@ public struct ResetHandshake: Sendable {
     var random: SplitMix64
     private var phase = Phase.idle
     private var retryAt: UInt64?
+    private var startedAt: UInt64 = 0
     private var timeoutAt: UInt64 = 0
     /// Acknowledgement numbers that we have sent and that a RST may bring back; the oldest give way.
     var nonces: [SequenceNumber] = []
@@ -97,6 +98,7 @@ public struct ResetHandshake: Sendable {
     /// Begins. A second call does nothing.
     public mutating func start(at now: UInt64) -> [Action] {
         guard phase == .idle else { return [] }
+        startedAt = now
         timeoutAt = now &+ policy.timeout
         phase = .challenging(attempt: 0)
         guard order.kind == .client, order.state == .synSent else {
@@ -202,14 +204,19 @@ public struct ResetHandshake: Sendable {
     private mutating func answer(_ told: Numbers, at now: UInt64) -> [Action] {
         let isNew = !reset.contains(told.expects)
         let isPaced = report.resets == 0 || now &- lastReset >= policy.interval(0)
+        let isDue = report.resets == 0 || now &- lastReset >= resetInterval
+        // What a client expects never falls, so an older number cannot be the right one any more, and the RST there could
+        // meet the client's next connection: the stateful packet filter of the client's own would end that.
+        let isOlder = reset.contains { told.expects.precedes($0) }
+        guard order.kind == .server || !isOlder || isDue else { return ignore() }
         switch phase {
         case .challenging, .resetting, .quiet:
             // A number that has had its RST: either the two have crossed, or one was lost and the next interval repeats
             // it. In a quiet phase no interval runs, and to a client a RST is repeated only when it shows itself.
-            let isRepeated = (isQuiet || order.kind == .client) && isPaced
+            let isRepeated = (isQuiet || order.kind == .client) && isDue
             guard isNew && (isPaced || report.resets < policy.promptResets) || isRepeated else { return ignore() }
         case .standing, .proven:
-            guard isPaced || isNew && report.resets < policy.promptResets else { return ignore() }
+            guard isDue || isNew && report.resets < policy.promptResets else { return ignore() }
         case .idle, .over:
             return ignore()
         }
@@ -231,7 +238,15 @@ public struct ResetHandshake: Sendable {
     }
 
     private func proofInterval(_ attempt: Int) -> UInt64 {
-        order.kind == .client ? max(policy.clientInterval, policy.interval(attempt)) : policy.interval(attempt)
+        order.kind == .client ? max(resetInterval, policy.interval(attempt)) : policy.interval(attempt)
+    }
+
+    /// How long a RST is not repeated at the same number. A client's segments go on arriving for a round trip after its
+    /// RST was sent, and so does the SYN of its next connection, which a second RST would meet.
+    private var resetInterval: UInt64 {
+        guard order.kind == .client else { return policy.interval(0) }
+        let roundTrip = report.firstAnswer.map { $0 &- startedAt } ?? 0
+        return max(policy.clientInterval, min(2 &* roundTrip, policy.timeout / 2))
     }
 
     private var isQuiet: Bool {

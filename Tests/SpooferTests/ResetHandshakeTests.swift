@@ -178,6 +178,21 @@ import Wire
         #expect(!handshake.observed(Self.said(handshake, seq: 8000, ack: 5000), at: 2).isEmpty)
     }
 
+    @Test func `a client's earlier segments, or the same again within a round trip, draw no second RST`() {
+        var handshake = Self.handshake(.client)
+        _ = handshake.start(at: 0)
+        func said(_ ack: UInt32, at now: UInt64) -> [UInt32] {
+            Self.segments(handshake.observed(Self.said(handshake, seq: 7000, ack: ack), at: now)).map(
+                \.sequence.rawValue)
+        }
+        #expect(said(900, at: 300_000_000) == [900])
+        #expect(said(950, at: 301_000_000) == [950])
+        #expect(said(920, at: 302_000_000).isEmpty)
+        #expect(said(950, at: 890_000_000).isEmpty)
+        #expect(said(950, at: 901_000_000) == [950])
+        #expect(said(960, at: 902_000_000) == [960])
+    }
+
     @Test func `nothing is sent to a client once its reset is proven`() throws {
         var handshake = Self.handshake(.client)
         let nonce = try #require(Self.segments(handshake.start(at: 0)).first).acknowledgement.rawValue
