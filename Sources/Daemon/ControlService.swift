@@ -12,9 +12,6 @@ struct ControlService {
     let path: String
     let logger: Logger
 
-    /// The longest that a request may wait for an outcome, in seconds.
-    private static let longestWait: Double = 86_400
-
     /// Serves until the task is cancelled.
     func run() async throws {
         let directory = (path as NSString).deletingLastPathComponent
@@ -27,7 +24,7 @@ struct ControlService {
         unsafe unlink(path)
         // Only root, and the group that the administrator gives the socket to.
         let mask = umask(0o117)
-        let server = HTTPServer(address: .unix(path: path), timeout: Self.longestWait + 60, logger: .disabled)
+        let server = HTTPServer(address: .unix(path: path), timeout: ControlRequest.longestWait + 60, logger: .disabled)
         await route(on: server)
         let serving = Task { try await server.run() }
         try await server.waitUntilListening()
@@ -41,48 +38,13 @@ struct ControlService {
     }
 
     private func route(on server: HTTPServer) async {
-        let coordinator = coordinator
-        await server.appendRoute("GET /healthz") { _ in
-            HTTPResponse(statusCode: .ok, headers: [.contentType: "text/plain"], body: Data("ok\n".utf8))
-        }
-        await server.appendRoute("GET /v1/sessions") { _ in try Self.answer(await coordinator.sessionList()) }
-        await server.appendRoute("GET /v1/migrations") { _ in try Self.answer(await coordinator.migrationList()) }
-        await server.appendRoute("GET /v1/counters") { _ in try Self.answer(await coordinator.counters()) }
-        await server.appendRoute("GET /v1/connections") { _ in
-            do {
-                return try Self.answer(try await coordinator.connectionList())
-            } catch let problem as Problem {
-                return Self.refuse(problem)
-            }
-        }
-        await server.appendRoute("POST /v1/migrations") { request in
-            do {
-                let order: MigrationOrder
+        for route in coordinator.routes {
+            await server.appendRoute(HTTPRoute("\(route.method) \(route.path)")) { request in
                 do {
-                    order = try JSONDecoder().decode(MigrationOrder.self, from: try await request.bodyData)
-                } catch {
-                    throw Problem(
-                        kind: .malformedRequest,
-                        detail: "The body is not a migration order: send JSON with client, from and to.")
+                    return try Self.answer(try await route.handle(try await Self.read(request)))
+                } catch let problem as Problem {
+                    return Self.refuse(problem)
                 }
-                let report = try await coordinator.migrate(order)
-                return try Self.answer(report, status: .created)
-            } catch let problem as Problem {
-                return Self.refuse(problem)
-            }
-        }
-        await server.appendRoute("GET /v1/migrations/:id") { request in
-            do {
-                guard let id = request.routeParameters["id"].flatMap({ UInt64($0) }) else {
-                    throw Problem(kind: .unknownMigration, detail: "A migration's id is a whole number.")
-                }
-                let wait = request.query.first { $0.name == "wait" }.flatMap { Double($0.value) } ?? 0
-                guard wait >= 0, wait <= Self.longestWait else {
-                    throw Problem(kind: .malformedRequest, detail: "wait takes seconds, from 0 to 86400.")
-                }
-                return try Self.answer(try await coordinator.migration(id, wait: UInt64(wait * 1e9)))
-            } catch let problem as Problem {
-                return Self.refuse(problem)
             }
         }
         await server.appendRoute("*") { _ in
@@ -92,18 +54,38 @@ struct ControlService {
         }
     }
 
-    private static func answer(_ body: some Encodable, status: HTTPStatusCode = .ok) throws -> HTTPResponse {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        return HTTPResponse(
-            statusCode: status, headers: [.contentType: "application/json"], body: try encoder.encode(body))
+    private static func read(_ request: HTTPRequest) async throws -> ControlRequest {
+        var parameters: [String: String] = [:]
+        for parameter in request.routeParameters { parameters[parameter.name] = parameter.value }
+        var headers: [String: String] = [:]
+        for (name, value) in request.headers { headers[name.rawValue.lowercased()] = value }
+        return ControlRequest(
+            // This library does not tell who has connected: it is root, or of the socket's group.
+            caller: .daemon, parameters: parameters,
+            query: Dictionary(request.query.map { ($0.name, $0.value) }, uniquingKeysWith: { $1 }), headers: headers,
+            body: try await request.bodyData)
+    }
+
+    private static func answer(_ answer: ControlAnswer) throws -> HTTPResponse {
+        switch answer {
+        case .text(let text):
+            return HTTPResponse(statusCode: .ok, headers: [.contentType: "text/plain"], body: Data(text.utf8))
+        case .document(let document, let status):
+            return HTTPResponse(
+                statusCode: HTTPStatusCode(status, phrase: status == 201 ? "Created" : "OK"),
+                headers: [.contentType: "application/json"], body: try encode(document))
+        }
     }
 
     private static func refuse(_ problem: Problem) -> HTTPResponse {
+        HTTPResponse(
+            statusCode: HTTPStatusCode(problem.status, phrase: problem.title),
+            headers: [.contentType: "application/problem+json"], body: (try? encode(problem)) ?? Data())
+    }
+
+    private static func encode(_ document: some Encodable) throws -> Data {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        return HTTPResponse(
-            statusCode: HTTPStatusCode(problem.status, phrase: problem.title),
-            headers: [.contentType: "application/problem+json"], body: (try? encoder.encode(problem)) ?? Data())
+        return try encoder.encode(document)
     }
 }

@@ -112,7 +112,7 @@ extension Coordinator {
             session: key, to: entry.to.flatMap { Endpoint($0) }, datapath: datapath, passive: entry.passive)
         let machine = MigrationMachine(
             id: entry.id, request: request, session: session, lifetimes: configuration.lifetimes)
-        let running = RunningMigration(machine, startedAt: EventLoop.now, wallClock: EventLoop.wallClock)
+        let running = RunningMigration(machine, eventLog: eventLog)
         running.before = before
         migrations[entry.id] = running
         latest[key] = entry.id

@@ -19,6 +19,7 @@ actor Coordinator {
     let gateway: Gateway
     let journal: any Journal
     let logger: Logger
+    let eventLog = EventLog()
 
     /// Every session that is bound, in migration, or under guard.
     var sessions: [SessionKey: Session] = [:]
@@ -55,7 +56,7 @@ actor Coordinator {
 
     /// Begins a migration. Throws a `Problem` when the request makes no sense; what the network says about it is the
     /// migration's outcome.
-    func migrate(_ order: MigrationOrder) throws(Problem) -> MigrationReport {
+    func migrate(_ order: MigrationOrder, caller: Caller) throws(Problem) -> MigrationReport {
         var request: MigrationRequest
         do {
             request = try MigrationRequest(
@@ -145,7 +146,7 @@ actor Coordinator {
         let machine = MigrationMachine(
             id: lastMigration, request: request, session: sessions[key] ?? Session(key: key),
             lifetimes: configuration.lifetimes)
-        let running = RunningMigration(machine, startedAt: EventLoop.now, wallClock: EventLoop.wallClock)
+        let running = RunningMigration(machine, eventLog: eventLog)
         running.dump = dump
         migrations[lastMigration] = running
         preparing[key] = lastMigration

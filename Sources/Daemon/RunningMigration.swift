@@ -27,16 +27,21 @@ final class RunningMigration {
     /// The session before the switch.
     var before: Session?
 
-    init(_ machine: MigrationMachine, startedAt: UInt64, wallClock: Double) {
+    private let eventLog: EventLog
+
+    init(_ machine: MigrationMachine, eventLog: EventLog) {
         self.machine = machine
-        self.startedAt = startedAt
-        requestedAt = wallClock
+        self.eventLog = eventLog
+        startedAt = EventLoop.now
+        requestedAt = EventLoop.wallClock
     }
 
-    /// Writes a step with its time into the timeline.
+    /// Writes a step with its time into the timeline, and into the log of events.
     func note(_ step: String, _ detail: String? = nil) {
         let milliseconds = Double(EventLoop.now - startedAt) / 1e6
         timeline.append(TimelineEntry(at: (milliseconds * 1000).rounded() / 1000, step: step, detail: detail))
+        eventLog.publish(
+            step == "finished" ? .migrationFinished : .migrationStep, step, detail, migration: machine.id)
     }
 
     var metadata: Logger.Metadata {

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+/// One thing that has happened, as every consumer of the event stream gets it.
+public struct Event: Codable, Hashable, Sendable {
+    /// What an event is about.
+    @frozen
+    public enum Kind: String, Codable, Hashable, Sendable, CaseIterable {
+        /// A migration has come to a step of its timeline.
+        case migrationStep = "migration.step"
+        /// A migration has its outcome.
+        case migrationFinished = "migration.finished"
+        /// A drain has come further, was paused, resumed or cancelled.
+        case drainProgress = "drain.progress"
+        /// A drain has its outcome.
+        case drainFinished = "drain.finished"
+    }
+
+    /// Rises by one with each event, also over restarts of the daemon.
+    public var id: UInt64
+    /// Seconds since 1970.
+    public var at: Double
+    public var kind: Kind
+    /// The migration that this is about, if one.
+    public var migration: UInt64?
+    /// The drain that this is about, or that the migration is part of.
+    public var drain: UInt64?
+    public var step: String
+    public var detail: String?
+
+    public init(
+        id: UInt64, at: Double, kind: Kind, migration: UInt64? = nil, drain: UInt64? = nil, step: String,
+        detail: String? = nil
+    ) {
+        self.id = id
+        self.at = at
+        self.kind = kind
+        self.migration = migration
+        self.drain = drain
+        self.step = step
+        self.detail = detail
+    }
+}
