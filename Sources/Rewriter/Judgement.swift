@@ -88,6 +88,9 @@ extension FlowTable {
         guard let slot = covering(FlowKey(stage: stage, tuple: tcp.fourTuple(in: packet.span)))
         else { return Judgement(.accept, note: .unknownFlow) }
         let isWhole = isWhole && tcp.isWhole(in: packet.span)
+        // Conntrack comes after prerouting. It holds the checksum of a packet that user space has returned, also of one
+        // that is to be cut, against the packet as a whole (`nf_ip_checksum`), and calls it invalid if it is wrong.
+        let checksum = stage == .prerouting && checksum == .segmented ? ChecksumState.pending : checksum
         switch slots[slot].rule {
         case .passage(let passage), .reconnected(let passage):
             guard tcp.flags(in: packet.span).contains(.syn) else {

@@ -9,6 +9,7 @@ public enum ChecksumState: UInt8, Hashable, Sendable {
     /// comes back from user space counts as finished.
     case pending
     /// A packet of several segments (NFQA_SKB_GSO): the kernel computes each segment's sum anew from the addresses in
-    /// the header when it cuts the packet (`tcp4_gso_segment`), so the field need not be touched.
+    /// the header when it cuts the packet (`tcp4_gso_segment`), so the field need not be touched, unless somebody
+    /// checks it on the way there.
     case segmented
 }

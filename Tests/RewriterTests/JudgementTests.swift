@@ -51,6 +51,28 @@ import Wire
         }
     }
 
+    @Test func `a packet that the kernel will cut has its whole checksum where conntrack checks it`() throws {
+        for stage in Stage.allCases {
+            let (tuple, passage): (FourTuple, Passage) =
+                stage == .prerouting
+                ? (Self.forth, .translateDestination(Self.host)) : (Self.back, .translateSource(Self.home))
+            var table = table([FlowKey(stage: stage, tuple: tuple): .passage(passage)])
+            var octets = segment(tuple, .ack, data: 3000)
+            // As the sender leaves it: the sum of the pseudo-header alone.
+            (octets[36], octets[37]) = (0x12, 0x34)
+            #expect(judge(&table, &octets, stage, .segmented).ruling == .acceptRewritten)
+            guard case .tcp(let tcp) = Recognition(octets.span) else {
+                Issue.record("not TCP")
+                continue
+            }
+            if stage == .prerouting {
+                #expect(tcp.checksumFromScratch(in: octets.span) == 0)
+            } else {
+                #expect((octets[36], octets[37]) == (0x12, 0x34))
+            }
+        }
+    }
+
     @Test(
         arguments: Vector.all("tcp-rewrite.hex") + Vector.all("icmp-rewrite.hex"),
         [ChecksumState.complete, .pending])
