@@ -86,7 +86,9 @@ let package = Package(
         .testTarget(name: "SpooferTests", dependencies: ["Spoofer", "Wire", "CLinuxShims"]),
         .testTarget(
             name: "NFQueueBridgeTests",
-            dependencies: ["NFQueueBridge", "Ruleset", "Wire", "CLinuxShims", "AllocationCounter"]),
+            dependencies: [
+                "NFQueueBridge", "Ruleset", "Wire", "CLinuxShims", "AllocationCounter", "Daemon", "Rewriter",
+            ]),
         .testTarget(name: "ControlInterfaceTests", dependencies: ["ControlInterface", "Wire"]),
         .testTarget(
             name: "DaemonTests",
