@@ -224,6 +224,8 @@ public struct Problem: Codable, Hashable, Sendable, Error {
     /// One sentence that a person can act on.
     public var detail: String
     public var exitCode: Int32
+    /// Of `events-gone`: the id of the oldest event that is kept.
+    public var oldest: UInt64?
 
     public init(kind: ProblemKind, detail: String) {
         type = "urn:nfqmigd:\(kind.rawValue)"
