@@ -198,16 +198,22 @@ public struct QueueCounters: Codable, Hashable, Sendable {
 
 public struct ConnectionList: Codable, Hashable, Sendable {
     public var connections: [ConnectionSummary]
+    /// What `after` of the next page is; nil on the last one.
+    public var next: String?
     public init(connections: [ConnectionSummary]) { self.connections = connections }
 }
 
 public struct SessionList: Codable, Hashable, Sendable {
     public var sessions: [SessionSummary]
+    /// What `after` of the next page is; nil on the last one.
+    public var next: String?
     public init(sessions: [SessionSummary]) { self.sessions = sessions }
 }
 
 public struct MigrationList: Codable, Hashable, Sendable {
     public var migrations: [MigrationReport]
+    /// What `after` of the next page is; nil on the last one.
+    public var next: String?
     public init(migrations: [MigrationReport]) { self.migrations = migrations }
 }
 

@@ -80,26 +80,25 @@ struct ControlRoute: Sendable {
 
 extension Coordinator {
     /// Everything that the control interface offers.
-    nonisolated var routes: [ControlRoute] { readingRoutes + migrationRoutes + eventRoutes }
+    nonisolated var routes: [ControlRoute] {
+        readingRoutes + listRoutes + migrationRoutes + eventRoutes + explainRoutes
+    }
 
     private nonisolated var readingRoutes: [ControlRoute] {
         [
-            ControlRoute("GET", "/healthz") { _ in .text("ok\n") },
-            ControlRoute("GET", "/v1/sessions") { _ in .document(await self.sessionList()) },
-            ControlRoute("GET", "/v1/connections") { _ in .document(try await self.connectionList()) },
-            ControlRoute("GET", "/v1/counters") { _ in .document(await self.counters()) },
+            ControlRoute("GET", "/healthz", query: []) { _ in .text("ok\n") },
+            ControlRoute("GET", "/v1/counters", query: []) { _ in .document(await self.counters()) },
         ]
     }
 
     private nonisolated var migrationRoutes: [ControlRoute] {
         [
-            ControlRoute("GET", "/v1/migrations") { _ in .document(await self.migrationList()) },
-            ControlRoute("POST", "/v1/migrations") { request in
+            ControlRoute("POST", "/v1/migrations", query: []) { request in
                 let order = try request.document(
                     MigrationOrder.self, expected: "a migration order: send JSON with client, from and to")
                 return .document(try await self.migrate(order, caller: request.caller), status: 201)
             },
-            ControlRoute("GET", "/v1/migrations/:id") { request in
+            ControlRoute("GET", "/v1/migrations/:id", query: ["wait"]) { request in
                 let id = try request.identifier(
                     "id", orThrow: Problem(kind: .unknownMigration, detail: "A migration's id is a whole number."))
                 return .document(try await self.migration(id, wait: try request.wait()))
