@@ -33,6 +33,15 @@ public enum ProblemKind: String, Sendable, CaseIterable {
     case kernelRefused = "kernel-refused"
     case superseded = "superseded"
     case interrupted = "interrupted"
+    case methodNotAllowed = "method-not-allowed"
+    case requestTimeout = "request-timeout"
+    case eventsGone = "events-gone"
+    case contentTooLarge = "content-too-large"
+    case unsupportedMediaType = "unsupported-media-type"
+    case idempotencyKeyReused = "idempotency-key-reused"
+    case headersTooLarge = "headers-too-large"
+    case internalError = "internal-error"
+    case tooManyConnections = "too-many-connections"
 
     public var status: Int {
         switch self {
@@ -42,6 +51,15 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .hostNotListening: 422
         case .kernelRefused: 500
         case .interrupted: 503
+        case .methodNotAllowed: 405
+        case .requestTimeout: 408
+        case .eventsGone: 410
+        case .contentTooLarge: 413
+        case .unsupportedMediaType: 415
+        case .idempotencyKeyReused: 422
+        case .headersTooLarge: 431
+        case .internalError: 500
+        case .tooManyConnections: 503
         }
     }
 
@@ -52,6 +70,9 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .hostNotListening, .kernelRefused, .superseded,
             .interrupted:
             .failed
+        case .methodNotAllowed, .contentTooLarge, .unsupportedMediaType, .idempotencyKeyReused, .headersTooLarge:
+            .usage
+        case .requestTimeout, .eventsGone, .internalError, .tooManyConnections: .failed
         }
     }
 
@@ -68,6 +89,15 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .kernelRefused: "The kernel refused the change"
         case .superseded: "A newer migration took over"
         case .interrupted: "The daemon stopped meanwhile"
+        case .methodNotAllowed: "The resource does not know this method"
+        case .requestTimeout: "The request was not complete in time"
+        case .eventsGone: "Events before the oldest kept one are gone"
+        case .contentTooLarge: "The body is too large"
+        case .unsupportedMediaType: "The body is not JSON"
+        case .idempotencyKeyReused: "The idempotency key belongs to another request"
+        case .headersTooLarge: "The headers are too large"
+        case .internalError: "The daemon failed"
+        case .tooManyConnections: "Too many connections"
         }
     }
 }

@@ -198,16 +198,22 @@ public struct QueueCounters: Codable, Hashable, Sendable {
 
 public struct ConnectionList: Codable, Hashable, Sendable {
     public var connections: [ConnectionSummary]
+    /// What `after` of the next page is; nil on the last one.
+    public var next: String?
     public init(connections: [ConnectionSummary]) { self.connections = connections }
 }
 
 public struct SessionList: Codable, Hashable, Sendable {
     public var sessions: [SessionSummary]
+    /// What `after` of the next page is; nil on the last one.
+    public var next: String?
     public init(sessions: [SessionSummary]) { self.sessions = sessions }
 }
 
 public struct MigrationList: Codable, Hashable, Sendable {
     public var migrations: [MigrationReport]
+    /// What `after` of the next page is; nil on the last one.
+    public var next: String?
     public init(migrations: [MigrationReport]) { self.migrations = migrations }
 }
 
@@ -224,6 +230,8 @@ public struct Problem: Codable, Hashable, Sendable, Error {
     /// One sentence that a person can act on.
     public var detail: String
     public var exitCode: Int32
+    /// Of `events-gone`: the id of the oldest event that is kept.
+    public var oldest: UInt64?
 
     public init(kind: ProblemKind, detail: String) {
         type = "urn:nfqmigd:\(kind.rawValue)"

@@ -8,6 +8,10 @@ internal import TOMLKit
 public struct Configuration: Hashable, Sendable {
     /// The control interface's UNIX socket.
     public var socket = "/run/nfqmigd/control.sock"
+    /// The group that may connect to it, by name or number; nil: the daemon's own.
+    public var socketGroup: String?
+    /// The socket's file mode.
+    public var socketMode: UInt32 = 0o660
     /// Where the journal is kept.
     public var stateDirectory = "/var/lib/nfqmigd"
     /// Who carries bound connections unless a request says otherwise.
@@ -82,6 +86,10 @@ public struct Configuration: Hashable, Sendable {
                 throw wrong("an absolute path of at most 107 octets")
             }
             socket = text
+        case "socket-group":
+            guard let text = value.string, !text.isEmpty else { throw wrong("the name of a group") }
+            socketGroup = text
+        case "socket-mode": socketMode = UInt32(try number(0o600...0o777))
         case "state-directory":
             guard let text = value.string, text.hasPrefix("/") else { throw wrong("an absolute path") }
             stateDirectory = text

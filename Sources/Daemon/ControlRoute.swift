@@ -25,13 +25,10 @@ struct ControlRequest: Sendable {
     var headers: [String: String]
     var body: Data
 
-    /// Reads the body. Throws a `Problem` that says what was `expected` when it is not such a document.
-    func document<Document: Decodable>(_ type: Document.Type, expected: String) throws(Problem) -> Document {
-        do {
-            return try JSONDecoder().decode(type, from: body)
-        } catch {
-            throw Problem(kind: .malformedRequest, detail: "The body is not \(expected).")
-        }
+    /// Reads the body. Throws a `Problem` that says what was `expected` when it is not such a document, or names the
+    /// member that such a document does not have.
+    func document<Document: Codable>(_ type: Document.Type, expected: String) throws(Problem) -> Document {
+        try StrictDocument.decode(type, from: body, expected: expected)
     }
 
     /// A number in the path. Throws `missing` when it is none.
@@ -57,6 +54,8 @@ struct ControlRequest: Sendable {
 enum ControlAnswer: Sendable {
     case document(any Encodable & Sendable, status: Int = 200)
     case text(String)
+    /// An endless stream of server-sent events.
+    case events(EventFeed)
 }
 
 /// One path of the control interface with its method. A refusal is a thrown `Problem`.
@@ -64,38 +63,42 @@ struct ControlRoute: Sendable {
     let method: String
     /// `:name` stands for one part of any text.
     let path: String
+    /// The parameters that the query may have; others are refused. nil: any.
+    let query: [String]?
     let handle: @Sendable (ControlRequest) async throws -> ControlAnswer
 
-    init(_ method: String, _ path: String, _ handle: @escaping @Sendable (ControlRequest) async throws -> ControlAnswer)
-    {
+    init(
+        _ method: String, _ path: String, query: [String]? = nil,
+        _ handle: @escaping @Sendable (ControlRequest) async throws -> ControlAnswer
+    ) {
         self.method = method
         self.path = path
+        self.query = query
         self.handle = handle
     }
 }
 
 extension Coordinator {
     /// Everything that the control interface offers.
-    nonisolated var routes: [ControlRoute] { readingRoutes + migrationRoutes }
+    nonisolated var routes: [ControlRoute] {
+        readingRoutes + listRoutes + migrationRoutes + eventRoutes + explainRoutes
+    }
 
     private nonisolated var readingRoutes: [ControlRoute] {
         [
-            ControlRoute("GET", "/healthz") { _ in .text("ok\n") },
-            ControlRoute("GET", "/v1/sessions") { _ in .document(await self.sessionList()) },
-            ControlRoute("GET", "/v1/connections") { _ in .document(try await self.connectionList()) },
-            ControlRoute("GET", "/v1/counters") { _ in .document(await self.counters()) },
+            ControlRoute("GET", "/healthz", query: []) { _ in .text("ok\n") },
+            ControlRoute("GET", "/v1/counters", query: []) { _ in .document(await self.counters()) },
         ]
     }
 
     private nonisolated var migrationRoutes: [ControlRoute] {
         [
-            ControlRoute("GET", "/v1/migrations") { _ in .document(await self.migrationList()) },
-            ControlRoute("POST", "/v1/migrations") { request in
+            ControlRoute("POST", "/v1/migrations", query: []) { request in
                 let order = try request.document(
                     MigrationOrder.self, expected: "a migration order: send JSON with client, from and to")
                 return .document(try await self.migrate(order, caller: request.caller), status: 201)
             },
-            ControlRoute("GET", "/v1/migrations/:id") { request in
+            ControlRoute("GET", "/v1/migrations/:id", query: ["wait"]) { request in
                 let id = try request.identifier(
                     "id", orThrow: Problem(kind: .unknownMigration, detail: "A migration's id is a whole number."))
                 return .document(try await self.migration(id, wait: try request.wait()))

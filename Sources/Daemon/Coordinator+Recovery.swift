@@ -13,6 +13,7 @@ extension Coordinator {
     /// it stands; what it lacks is added, what nobody knows is removed, in one transaction.
     func start() throws {
         let contents = try journal.load()
+        try beginEvents()
         lastMigration = contents.lastMigration
         for session in contents.sessions { sessions[session.key] = session }
         for entry in contents.migrations where entry.stage == .switching {
@@ -136,6 +137,7 @@ extension Coordinator {
 
     /// Stops what runs on this thread; the kernel keeps the table.
     func stop() {
+        endEvents()
         closeEvents()
         for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }
         gateway.stopQueues()

@@ -20,6 +20,8 @@ actor Coordinator {
     let journal: any Journal
     let logger: Logger
     let eventLog = EventLog()
+    /// Whether the daemon is about to end: nobody waits any more.
+    var isStopping = false
 
     /// Every session that is bound, in migration, or under guard.
     var sessions: [SessionKey: Session] = [:]
@@ -86,11 +88,12 @@ actor Coordinator {
                 detail: "There is no migration \(id): the daemon remembers those since its start.")
         }
         if running.machine.isFinished || wait == 0 { return report(running) }
-        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
-            let waiter = Waiter(continuation)
-            running.waiters.append(waiter)
-            waiter.timer = loop.schedule(at: EventLoop.now + wait) { waiter.resume() }
-        }
+        let waiter = Waiter()
+        running.waiters.append(waiter)
+        waiter.timer = loop.schedule(at: EventLoop.now + wait) { waiter.resume() }
+        await waiter.wait()
+        if let timer = waiter.timer { loop.cancel(timer) }
+        running.waiters.removeAll { $0 === waiter }
         return report(running)
     }
 

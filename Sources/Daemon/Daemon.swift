@@ -23,7 +23,7 @@ public enum Daemon {
         thread.start()
         do {
             try await coordinator.start()
-            let service = ControlService(coordinator: coordinator, path: configuration.socket, logger: logger)
+            let service = ControlService(coordinator: coordinator, configuration: configuration, logger: logger)
             let serving = Task { try await service.run() }
             let signals = Signals { serving.cancel() }
             defer { signals.cancel() }
@@ -39,7 +39,6 @@ public enum Daemon {
         }
         logger.notice("stopping; the table stays")
         await coordinator.stop()
-        unsafe unlink(configuration.socket)
         loop.stop()
     }
 

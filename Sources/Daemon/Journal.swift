@@ -14,6 +14,9 @@ package protocol Journal: AnyObject {
     /// Writes a migration's progress together with the session as it is to be.
     func write(_ entry: JournaledMigration, _ session: Session) throws(JournalError)
     func forgetMigration(_ id: UInt64) throws(JournalError)
+    /// A number that is kept by its name; 0 when it was never written.
+    func counter(_ name: String) throws(JournalError) -> UInt64
+    func setCounter(_ name: String, to value: UInt64) throws(JournalError)
 }
 
 package struct JournalContents {
@@ -145,6 +148,20 @@ package final class SQLiteJournal: Journal {
     package func forgetMigration(_ id: UInt64) throws(JournalError) {
         try access { database in
             try database.execute(sql: "DELETE FROM migration WHERE id = ?", arguments: [Int64(id)])
+        }
+    }
+
+    package func counter(_ name: String) throws(JournalError) -> UInt64 {
+        try access { database in
+            UInt64(
+                try Int64.fetchOne(database, sql: "SELECT value FROM counter WHERE name = ?", arguments: [name]) ?? 0)
+        }
+    }
+
+    package func setCounter(_ name: String, to value: UInt64) throws(JournalError) {
+        try access { database in
+            try database.execute(
+                sql: "INSERT OR REPLACE INTO counter VALUES (?, ?)", arguments: [name, Int64(value)])
         }
     }
 

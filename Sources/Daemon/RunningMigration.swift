@@ -61,19 +61,6 @@ final class RunningMigration {
     }
 }
 
-/// Somebody who waits for an outcome or for a time, whichever comes first.
-final class Waiter {
-    private var continuation: CheckedContinuation<Void, Never>?
-    var timer: UInt64?
-
-    init(_ continuation: CheckedContinuation<Void, Never>) { self.continuation = continuation }
-
-    func resume() {
-        continuation?.resume()
-        continuation = nil
-    }
-}
-
 /// A reset handshake on its way.
 final class RunningHandshake {
     var handshake: ResetHandshake

@@ -95,14 +95,14 @@ private func order(
 
 extension MigrationReport {
     /// What a command that has waited for this migration ends with.
-    fileprivate var waitedExitCode: Int32 { exitCode ?? ControlInterface.ExitCode.timedOut.rawValue }
+    var waitedExitCode: Int32 { exitCode ?? ControlInterface.ExitCode.timedOut.rawValue }
 }
 
-private func tell(_ report: MigrationReport, _ options: CommonOptions) throws {
+func tell(_ report: MigrationReport, _ options: CommonOptions, withTimeline: Bool = true) throws {
     if options.json { return try options.printJSON(report) }
     let outcome = report.outcome ?? "under way"
     print("migration \(report.id): \(report.client) of \(report.home), \(report.from) → \(report.to): \(outcome)")
-    for entry in report.timeline {
+    for entry in withTimeline ? report.timeline : [] {
         let time = String(format: "%9.3f ms", entry.at)
         print("\(time)  \(entry.step)\(entry.detail.map { ": " + $0 } ?? "")")
     }

@@ -9,7 +9,7 @@ struct NFQMigCtl {
     /// The parser's own exit code for wrong usage is 64; ours is 2, as every other command's that scripts know.
     static func main() async {
         do {
-            var command = try Commands.parseAsRoot(subcommandFirst(Array(CommandLine.arguments.dropFirst())))
+            var command = try Commands.parseAsRoot(try arranged(Array(CommandLine.arguments.dropFirst())))
             if var asynchronous = command as? any AsyncParsableCommand {
                 try await asynchronous.run()
             } else {
@@ -33,13 +33,22 @@ struct NFQMigCtl {
     }
 
     /// The parser wants options behind the subcommand; before it they mean the same.
-    private static func subcommandFirst(_ arguments: [String]) -> [String] {
+    private static func arranged(_ arguments: [String]) throws -> [String] {
         var leading: ArraySlice<String> = []
         var rest = arguments[...]
         while let option = rest.first, option == "--socket" || option == "--json" || option.hasPrefix("--socket=") {
             let words = option == "--socket" ? 2 : 1
             leading += rest.prefix(words)
             rest = rest.dropFirst(words)
+        }
+        guard !rest.isEmpty else {
+            FileHandle.standardError.write(Data((Commands.helpMessage() + "\n").utf8))
+            Foundation.exit(ControlInterface.ExitCode.usage.rawValue)
+        }
+        // The parser would call it an option.
+        for (before, word) in zip(rest, rest.dropFirst())
+        where word.wholeMatch(of: /-[0-9]+/) != nil && !before.hasPrefix("--") {
+            throw ValidationError("An id is a whole number from 1; \(word) is none.")
         }
         return Array(rest.prefix(1) + leading + rest.dropFirst())
     }
@@ -60,8 +69,10 @@ struct Commands: AsyncParsableCommand {
             4 done, but the from-host's reset is unproven; 5 refused by policy; 6 daemon not reachable; \
             7 time-out while waiting.
             """,
+        version: productVersion,
         subcommands: [
             Connections.self, Sessions.self, Migrate.self, Return.self, Show.self, Counters.self,
+            Migrations.self, Wait.self, Watch.self, Events.self, Explain.self,
         ])
 }
 
@@ -78,67 +89,5 @@ struct CommonOptions: ParsableArguments {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
         print(String(decoding: try encoder.encode(value), as: UTF8.self))
-    }
-}
-
-struct Connections: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "List the TCP connections that cross the gateway.")
-    @OptionGroup var options: CommonOptions
-
-    func run() async throws {
-        let list: ConnectionList = try await options.client.get("/v1/connections")
-        if options.json { return try options.printJSON(list) }
-        printTable(
-            ["CLIENT", "HOME", "HOST", "STATE"],
-            list.connections.map { [$0.client, $0.home, $0.host == $0.home ? "home" : $0.host, $0.state] })
-    }
-}
-
-struct Sessions: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "List the sessions that are bound, in migration, or under guard.")
-    @OptionGroup var options: CommonOptions
-
-    func run() async throws {
-        let list: SessionList = try await options.client.get("/v1/sessions")
-        if options.json { return try options.printJSON(list) }
-        printTable(
-            ["CLIENT", "HOME", "HOST", "SCOPE", "DATAPATH", "GUARDS", "MIGRATION"],
-            list.sessions.map {
-                [
-                    $0.client, $0.home, $0.host == $0.home ? "home" : $0.host, $0.scope, $0.datapath ?? "-",
-                    "\($0.transits)", $0.migration.map(String.init) ?? "-",
-                ]
-            })
-    }
-}
-
-struct Counters: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Show what each queue has carried.")
-    @OptionGroup var options: CommonOptions
-
-    func run() async throws {
-        let list: CounterList = try await options.client.get("/v1/counters")
-        if options.json { return try options.printJSON(list) }
-        printTable(
-            ["QUEUE", "PACKETS", "OCTETS", "ACCEPTED", "REWRITTEN", "DROPPED", "OVERRUNS"],
-            list.queues.map {
-                [
-                    "\($0.queue)", "\($0.packets)", "\($0.octets)", "\($0.accepted)", "\($0.rewritten)",
-                    "\($0.dropped)",
-                    "\($0.overruns)",
-                ]
-            })
-    }
-}
-
-/// Prints columns, each as wide as its widest cell.
-func printTable(_ header: [String], _ rows: [[String]]) {
-    let widths = header.indices.map { column in ([header] + rows).map { $0[column].count }.max() ?? 0 }
-    for row in [header] + rows {
-        let cells = row.enumerated().map { index, cell in
-            index == row.count - 1 ? cell : cell.padding(toLength: widths[index], withPad: " ", startingAt: 0)
-        }
-        print(cells.joined(separator: "  "))
     }
 }

@@ -5,12 +5,20 @@ internal import Daemon
 internal import Foundation
 internal import Logging
 
+internal import let ControlInterface.productVersion
+
 @main
 struct NFQMigD: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "nfqmigd",
         abstract: "Moves live TCP sessions from one server to another, from a Linux gateway.",
+        version: productVersion,
         subcommands: [Run.self, Ruleset.self, Check.self, Remove.self])
+
+    func run() throws {
+        FileHandle.standardError.write(Data((Self.helpMessage() + "\n").utf8))
+        throw ExitCode(2)
+    }
 }
 
 /// Where the settings come from: a file, and what the command line says differently.

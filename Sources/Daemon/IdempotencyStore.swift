@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import ControlInterface
+internal import Foundation
+
+/// Remembers answers by the key that a client has chosen for its request, so that a request whose answer was lost can be
+/// sent again and is carried out once. Lives as long as the daemon.
+actor IdempotencyStore {
+    /// Seconds that an answer is kept.
+    static let lifetime: UInt64 = 86_400
+    /// How many answers are kept, and how many octets they may have together; the oldest give way.
+    static let capacity = 10_000
+    static let room = 32 << 20
+
+    private struct Name: Hashable {
+        var user: UInt32
+        var key: String
+    }
+
+    private struct Entry {
+        let request: String
+        let body: Data
+        let since: UInt64
+        let answer: Task<Reply, Never>
+        var size: Int
+    }
+
+    private var entries: [Name: Entry] = [:]
+    /// Names in the order of their first use; some may have gone.
+    private var order: [(name: Name, since: UInt64)] = []
+    private var size = 0
+
+    /// The answer to a request: of `carryOut`, or the one of the same request before. Keys of different users are
+    /// different keys.
+    func reply(
+        _ key: String, caller: Caller, to request: String, _ body: Data,
+        _ carryOut: @escaping @Sendable () async -> Reply
+    ) async -> Reply {
+        let now = EventLoop.now
+        makeRoom(now)
+        let name = Name(user: caller.user, key: key)
+        if let entry = entries[name] {
+            guard entry.request == request, entry.body == body else {
+                return Reply(
+                    Problem(
+                        kind: .idempotencyKeyReused,
+                        detail: "The Idempotency-Key \(quoted(key)) was used for another request: choose a new key."))
+            }
+            var reply = await entry.answer.value
+            reply.headers["idempotency-replayed"] = "true"
+            return reply
+        }
+        // Not a child: the request is carried out also when the client goes.
+        let answer = Task { await carryOut() }
+        entries[name] = Entry(request: request, body: body, since: now, answer: answer, size: body.count)
+        order.append((name, now))
+        size += body.count
+        let reply = await answer.value
+        guard entries[name]?.since == now else { return reply }
+        if reply.status == 429 || reply.status >= 500 {
+            // It may go well another time.
+            forget(name)
+        } else {
+            entries[name]?.size += reply.body.count
+            size += reply.body.count
+        }
+        return reply
+    }
+
+    private func makeRoom(_ now: UInt64) {
+        var gone = 0
+        for (name, since) in order {
+            let isOver = now - since > Self.lifetime * 1_000_000_000
+            guard isOver || entries.count >= Self.capacity || size > Self.room else { break }
+            gone += 1
+            if entries[name]?.since == since { forget(name) }
+        }
+        if gone > 0 { order.removeFirst(gone) }
+    }
+
+    private func forget(_ name: Name) {
+        guard let entry = entries.removeValue(forKey: name) else { return }
+        size -= entry.size
+    }
+}
