@@ -325,7 +325,7 @@ extension ConnectionEntry {
         // connection that goes on would have made days again: both ends have dropped this one.
         case .established where timeout <= 10: .closed
         case .established, nil: .established
-        case .finWait, .closeWait, .lastAck: .closing
+        case .finWait, .closeWait, .lastAck: isClosedByInitiator ? .leaving : .closing
         case .timeWait, .close, .some(.none): .closed
         }
     }

@@ -92,6 +92,7 @@ extension Coordinator {
         case .proven: migration.note("\(who) reset", "proven")
         case .unproven: migration.note("\(who) silent", "its reset is unproven")
         case .reconnected: migration.note("\(who) reconnects")
+        case .leaving: break  // said by the machine, not by a handshake
         }
         // A turn of the loop later: what is to be sent goes first.
         loop.schedule(at: EventLoop.now) {
@@ -305,6 +306,7 @@ extension ConnectionPhase {
         case .opening: .synSent
         case .halfOpen: .synReceived
         case .established, .closing, .closed: .established
+        case .leaving: .leaving
         }
     }
 }

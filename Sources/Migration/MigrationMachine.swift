@@ -55,6 +55,8 @@ public struct MigrationMachine: Sendable {
     /// How one reset handshake ended.
     public enum ResetResult: String, Hashable, Sendable, Codable {
         case proven, unproven, reconnected
+        /// A client that had closed its end already: nothing is sent to it unless it speaks.
+        case leaving
     }
 
     /// How long things stand, in seconds.
@@ -237,6 +239,7 @@ public struct MigrationMachine: Sendable {
 
     private mutating func beginResets(at now: UInt64) -> [Effect] {
         if connections.isEmpty { return conclude(at: now) }
+        for connection in connections where connection.phase == .leaving { clientResults[connection] = .leaving }
         return [.reset(connections, client: !request.passive)]
     }
 
@@ -264,7 +267,7 @@ public struct MigrationMachine: Sendable {
             established.insert(tuple)
             reconnected.insert(tuple)
             // As many new connections as there were old ones: the client is back, from whatever ports.
-            if established.count >= connections.count {
+            if established.count >= expected {
                 for old in connections where clientResults[old] == nil { clientResults[old] = .reconnected }
             }
         case .deadlinePassed:
@@ -323,7 +326,7 @@ public struct MigrationMachine: Sendable {
         guard outcome == nil, state == .resetting else { return [] }
         guard connections.allSatisfy({ serverResults[$0] != nil }) else { return [] }
         let clientsDone = request.passive || connections.allSatisfy { clientResults[$0] != nil }
-        let back = request.passive || established.count >= connections.count
+        let back = request.passive || established.count >= expected
         if clientsDone && !back, deadline == nil, !waited {
             waited = true
             deadline = now + UInt64(lifetimes.reconnect) * 1_000_000_000
@@ -336,6 +339,9 @@ public struct MigrationMachine: Sendable {
         outcome = result
         return standUnprovenGuards() + [.finish(result)]
     }
+
+    /// As many new connections as old ones whose client had not closed them are awaited.
+    private var expected: Int { connections.count { $0.phase != .leaving } }
 
     /// Whether the time for the client's return has been granted.
     private var waited = false

@@ -25,7 +25,16 @@ public struct MigrationRequest: Hashable, Sendable {
 
 /// What is known of a TCP connection's state before it is moved (RFC 9293 section 3.3.2, as conntrack follows it).
 public enum ConnectionPhase: String, Hashable, Sendable, Codable {
-    case opening, halfOpen, established, closing, closed
+    /// The client's SYN has been seen, and no answer to it.
+    case opening
+    /// The host's SYN-ACK has been seen, and no answer to it.
+    case halfOpen
+    case established
+    /// A FIN has been seen, the host's first.
+    case closing
+    /// The client has sent its FIN, before the host: it is leaving.
+    case leaving
+    case closed
 }
 
 /// A connection of the session, found in what crosses the gateway.
