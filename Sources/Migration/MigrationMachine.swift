@@ -174,7 +174,7 @@ public struct MigrationMachine: Sendable {
     private mutating func located(_ found: [LocatedConnection]) -> [Effect] {
         connections = found
         if let first = found.first { fromHost = first.serverSide.destination }
-        if found.isEmpty, session.binding == nil { return fail(.unknownConnection(request.session)) }
+        if isUnknown { return fail(.unknownConnection(request.session)) }
         let target = request.to ?? request.session.home
         let served = session.binding?.host ?? fromHost
         if request.to == nil ? session.binding == nil : served == target {
@@ -188,8 +188,13 @@ public struct MigrationMachine: Sendable {
     private mutating func locatedAgain(_ found: [LocatedConnection]) -> [Effect] {
         connections = found
         if let first = found.first { fromHost = first.serverSide.destination }
-        if found.isEmpty, session.binding == nil { return fail(.unknownConnection(request.session)) }
+        if isUnknown { return fail(.unknownConnection(request.session)) }
         return switchOver()
+    }
+
+    /// Whether there is nothing to move. A whole service may be bound before its first client comes.
+    private var isUnknown: Bool {
+        connections.isEmpty && session.binding == nil && session.key.scope != .service
     }
 
     /// One transaction: binding and transits in both directions, and whatever stood against the new host goes.

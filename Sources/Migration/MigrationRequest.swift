@@ -78,10 +78,10 @@ public enum MigrationFailure: Error, Hashable, Sendable {
 
 extension SessionKey: CustomStringConvertible {
     public var description: String {
-        if let clientPort {
-            "the connection \(Endpoint(address: client, port: clientPort)) to \(home)"
-        } else {
-            "the connections of \(client) to \(home)"
+        switch scope {
+        case .connection: "the connection \(clientEndpoint) to \(home)"
+        case .client: "the connections of \(clientEndpoint.address) to \(home)"
+        case .service: "the connections of all clients to \(home)"
         }
     }
 }
@@ -100,7 +100,7 @@ extension MigrationFailure: CustomStringConvertible {
         case .otherScopeBound(let key, let existing):
             "A binding of scope \(existing.rawValue) already covers \(key): return it home first, or migrate that one."
         case .hostServesOtherHome(let key, let host, let other):
-            "\(host) already serves \(key.client) for \(other) in the queue datapath, which cannot tell the two apart: use "
+            "\(host) already serves \(key.client.map { "\($0)" } ?? "clients") for \(other) in the queue datapath, which cannot tell the two apart: use "
                 + "--datapath kernel, or another port of that host."
         case .hostNotListening(let host, let reason):
             "The to-host \(host) does not accept connections (\(reason)): start the service there first."
