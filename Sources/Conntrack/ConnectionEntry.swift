@@ -31,6 +31,9 @@ public struct ConnectionEntry: Hashable, Sendable {
     public var reply: FourTuple
     /// Absent in events that do not concern the state, and when an entry has gone.
     public var state: TCPState?
+    /// Whether the initiator has sent the first FIN (IP_CT_TCP_FLAG_CLOSE_INIT of the original direction). The state alone
+    /// does not tell: a FIN that the other side repeats leads to `lastAck` too.
+    public var isClosedByInitiator: Bool
     /// The conntrack zone; 0 where zones are not used.
     public var zone: UInt16
     public var mark: UInt32
@@ -45,13 +48,15 @@ public struct ConnectionEntry: Hashable, Sendable {
     public var replyCount: TrafficCount?
 
     public init(
-        original: FourTuple, reply: FourTuple, state: TCPState? = nil, zone: UInt16 = 0, mark: UInt32 = 0,
+        original: FourTuple, reply: FourTuple, state: TCPState? = nil, isClosedByInitiator: Bool = false,
+        zone: UInt16 = 0, mark: UInt32 = 0,
         timeout: UInt32 = 0, id: UInt32 = 0, status: UInt32 = 0, originalCount: TrafficCount? = nil,
         replyCount: TrafficCount? = nil
     ) {
         self.original = original
         self.reply = reply
         self.state = state
+        self.isClosedByInitiator = isClosedByInitiator
         self.zone = zone
         self.mark = mark
         self.timeout = timeout

@@ -90,7 +90,10 @@ extension ConnectionEntry {
                 original = FourTuple(attributes: value)
                 if original == nil { return nil }
             case CTA_TUPLE_REPLY.rawValue: reply = FourTuple(attributes: value)
-            case CTA_PROTOINFO.rawValue: entry.state = TCPState(protocolInformation: value)
+            case CTA_PROTOINFO.rawValue:
+                let details = TCPDetails(protocolInformation: value)
+                entry.state = details.state
+                entry.isClosedByInitiator = details.isClosedByInitiator
             case CTA_ZONE.rawValue: entry.zone = value.networkInteger()
             case CTA_MARK.rawValue: entry.mark = value.networkInteger()
             case CTA_TIMEOUT.rawValue: entry.timeout = value.networkInteger()
@@ -164,20 +167,30 @@ extension IPAddress {
     }
 }
 
-extension TCPState {
-    fileprivate init?(protocolInformation: Span<UInt8>) {
+/// What CTA_PROTOINFO_TCP says of a connection.
+private struct TCPDetails {
+    /// IP_CT_TCP_FLAG_CLOSE_INIT (linux/netfilter/nf_conntrack_tcp.h): this direction has sent the first FIN.
+    private static let closeInitiated: UInt8 = 0x04
+
+    var state: TCPState?
+    var isClosedByInitiator = false
+
+    init(protocolInformation: Span<UInt8>) {
         var reader = AttributeReader(protocolInformation)
         while let attribute = reader.next() {
             guard attribute.type == UInt16(CTA_PROTOINFO_TCP.rawValue) else { continue }
             var inner = AttributeReader(attribute.value)
             while let field = inner.next() {
-                if field.type == UInt16(CTA_PROTOINFO_TCP_STATE.rawValue) {
-                    self.init(rawValue: field.value.networkInteger())
-                    return
+                switch UInt32(field.type) {
+                case CTA_PROTOINFO_TCP_STATE.rawValue: state = TCPState(rawValue: field.value.networkInteger())
+                case CTA_PROTOINFO_TCP_FLAGS_ORIGINAL.rawValue:
+                    // struct nf_ct_tcp_flags: flags, mask.
+                    guard field.value.count == 2 else { continue }
+                    isClosedByInitiator = field.value[0] & Self.closeInitiated != 0
+                default: break
                 }
             }
         }
-        return nil
     }
 }
 

@@ -11,13 +11,14 @@ public let defaultSocketPath = "/run/nfqmigd/control.sock"
 
 /// `POST /v1/migrations`: move a session.
 public struct MigrationOrder: Codable, Hashable, Sendable {
-    /// The client's address, with its port for one connection, without for all its connections to that home.
-    public var client: String
+    /// The client's address, with its port for one connection, without for all its connections to that home; `any`, or nil
+    /// with scope `service`, for every client.
+    public var client: String?
     /// The home: the endpoint that the client believes it talks to.
     public var from: String
     /// The to-host, an address (the home's port is kept) or an endpoint; nil or `home` for the way home.
     public var to: String?
-    /// `connection` or `client`; nil lets the client's port decide.
+    /// `connection`, `client` or `service`; nil lets `client` decide.
     public var scope: String?
     /// `kernel` or `queue`; nil for what the daemon is configured for.
     public var datapath: String?
@@ -25,7 +26,7 @@ public struct MigrationOrder: Codable, Hashable, Sendable {
     public var passive: Bool?
 
     public init(
-        client: String, from: String, to: String?, scope: String? = nil, datapath: String? = nil, passive: Bool? = nil
+        client: String?, from: String, to: String?, scope: String? = nil, datapath: String? = nil, passive: Bool? = nil
     ) {
         self.client = client
         self.from = from

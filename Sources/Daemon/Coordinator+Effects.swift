@@ -31,7 +31,7 @@ extension Coordinator {
         let key = request.session
         // What the queue threads have seen up to now belongs to the picture.
         drainObservations()
-        let binding = sessions[key]?.binding
+        let binding = servingSession(of: key)?.binding
         running.entries = [:]
         do {
             for entry in try entries(of: key, binding: binding, dump: running.dump)
@@ -63,7 +63,7 @@ extension Coordinator {
         guard let session else { return [] }
         return session.transits.compactMap { tuple, standing in
             guard standing.transit == .awaitingSYN, tuple.destination == session.key.home,
-                tuple.source.address == session.key.client, !found.contains(where: { $0.clientSide == tuple })
+                session.key.covers(tuple.source), !found.contains(where: { $0.clientSide == tuple })
             else { return nil }
             // One that has been reset, or has had its time, has nothing to come for: its transit stands for strays.
             guard let machine = migrations[standing.migration]?.machine,
@@ -79,7 +79,11 @@ extension Coordinator {
     private func entries(
         of key: SessionKey, binding: Binding?, dump: [ConnectionEntry]?
     ) throws -> [ConnectionEntry] {
-        guard key.clientPort != nil else { return try dump ?? gateway.conntrack.entries(client: key.client) }
+        guard key.clientPort != nil else {
+            if let dump { return dump }
+            let destination = binding?.datapath == .queue ? binding?.host : key.home
+            return try gateway.conntrack.entries(client: key.client) { $0.original.destination == destination }
+        }
         var original = key.original
         if let binding, binding.datapath == .queue { original.destination = binding.host }
         return try gateway.conntrack.entry(original: original).map { [$0] } ?? []
@@ -88,7 +92,7 @@ extension Coordinator {
     /// The connection that a conntrack entry stands for, if it is one of this session's and not over.
     private func located(_ entry: ConnectionEntry, key: SessionKey, binding: Binding?) -> LocatedConnection? {
         let phase = entry.phase
-        guard phase != .closed else { return nil }
+        guard phase != .closed, !isKeptOut(entry.original.source, of: key) else { return nil }
         let serverSide = entry.reply.reversed
         guard let binding, binding.datapath == .queue else {
             guard entry.original.destination == key.home,
@@ -98,7 +102,8 @@ extension Coordinator {
         }
         // User space translates before conntrack looks: it knows the servers' view only.
         let reply = FourTuple(source: binding.host, destination: entry.original.source)
-        guard entry.original.destination == binding.host, sessions[key]?.replies.contains(reply) == true else {
+        guard entry.original.destination == binding.host, servingSession(of: key)?.replies.contains(reply) == true
+        else {
             return nil
         }
         let clientSide = FourTuple(source: entry.original.source, destination: key.home)
@@ -185,12 +190,17 @@ extension Coordinator {
     /// Ends what older sessions of the same client, of another scope or home, hold against what `session` is to hold: one
     /// four-tuple can have one treatment only.
     private func clearWay(for session: Session) throws {
-        for other in sessions.values where other.key != session.key && other.key.client == session.key.client {
+        for other in sessions.values where other.key != session.key && other.key.sharesAddress(with: session.key) {
             var cleared = other
+            // Where user space carries all clients of a home, it lets none of their SYNs pass untranslated.
+            let isCarried =
+                session.key.scope == .service && session.key.home == other.key.home
+                && session.binding?.datapath == .queue && other.binding == nil
             for (tuple, standing) in other.transits {
                 let isTaken = session.transits[tuple] != nil
                 let isAgainstHost = tuple.source == session.host && standing.host == session.host
-                if isTaken || isAgainstHost { cleared.transits[tuple] = nil }
+                let isUntranslated = isCarried && standing.transit == .awaitingSYN
+                if isTaken || isAgainstHost || isUntranslated { cleared.transits[tuple] = nil }
             }
             guard cleared != other else { continue }
             try change(other, cleared)
@@ -325,7 +335,7 @@ extension ConnectionEntry {
         // connection that goes on would have made days again: both ends have dropped this one.
         case .established where timeout <= 10: .closed
         case .established, nil: .established
-        case .finWait, .closeWait, .lastAck: .closing
+        case .finWait, .closeWait, .lastAck: isClosedByInitiator ? .leaving : .closing
         case .timeWait, .close, .some(.none): .closed
         }
     }

@@ -62,8 +62,8 @@ extension Coordinator {
             session.replies = session.replies.filter { present.contains(.reply($0)) }
             if session.binding?.datapath == .queue {
                 for case .reply(let tuple) in present
-                where tuple.source == session.host && tuple.destination.address == key.client
-                    && (key.clientPort == nil || key.clientPort == tuple.destination.port)
+                where tuple.source == session.host && key.covers(tuple.destination)
+                    && boundSession(of: tuple.destination, home: key.home)?.key == key
                 {
                     session.replies.insert(tuple)
                 }
@@ -97,7 +97,7 @@ extension Coordinator {
         // A switch whose last step is missing: the client's way is opened now.
         let released = session
         for (tuple, standing) in session.transits
-        where standing.transit == .frozen && tuple.destination == key.home && tuple.source.address == key.client {
+        where standing.transit == .frozen && tuple.destination == key.home && key.covers(tuple.source) {
             session.transits[tuple]?.transit = .awaitingSYN
         }
         do {

@@ -92,6 +92,7 @@ extension Coordinator {
         case .proven: migration.note("\(who) reset", "proven")
         case .unproven: migration.note("\(who) silent", "its reset is unproven")
         case .reconnected: migration.note("\(who) reconnects")
+        case .leaving: break  // said by the machine, not by a handshake
         }
         // A turn of the loop later: what is to be sent goes first.
         loop.schedule(at: EventLoop.now) {
@@ -173,11 +174,13 @@ extension Coordinator {
 
     /// A client opens its next connection: to the session's host, if the packet path let it pass.
     private func observeOpening(_ tuple: FourTuple, _ session: Session) {
-        if let binding = session.binding, binding.datapath == .queue {
+        if let bound = boundSession(of: tuple.source, home: tuple.destination), let binding = bound.binding,
+            binding.datapath == .queue
+        {
             let reply = FourTuple(source: binding.host, destination: tuple.source)
-            if !session.replies.contains(reply) {
+            if !bound.replies.contains(reply) {
                 // Not journaled: the kernel's table holds them too, and a new daemon reads them from there.
-                sessions[session.key]?.replies.insert(reply)
+                sessions[bound.key]?.replies.insert(reply)
             }
         }
         // What stood in the way of this very tuple ends, whichever migration it was of.
@@ -189,12 +192,6 @@ extension Coordinator {
             running.note("client reconnects", "from port \(tuple.source.port)")
         }
         advance(running, .reconnecting(tuple))
-    }
-
-    /// The session that a client's segment belongs to.
-    func session(of tuple: FourTuple) -> Session? {
-        sessions[SessionKey(client: tuple.source.address, clientPort: tuple.source.port, home: tuple.destination)]
-            ?? sessions[SessionKey(client: tuple.source.address, clientPort: nil, home: tuple.destination)]
     }
 
     // MARK: - Passive mode
@@ -270,9 +267,7 @@ extension Coordinator {
         for id in awaitingReconnect {
             guard let running = migrations[id] else { continue }
             let key = running.machine.request.session
-            guard entry.original.source.address == key.client,
-                key.clientPort == nil || entry.original.source.port == key.clientPort,
-                let session = sessions[key] ?? running.machine.session as Session?
+            guard key.covers(entry.original.source), let session = sessions[key] ?? running.machine.session as Session?
             else { continue }
             let original = FourTuple(source: entry.original.source, destination: key.home)
             // The old connection's entry has another host, so it cannot be taken for the next one.
@@ -305,6 +300,7 @@ extension ConnectionPhase {
         case .opening: .synSent
         case .halfOpen: .synReceived
         case .established, .closing, .closed: .established
+        case .leaving: .leaving
         }
     }
 }

@@ -69,7 +69,7 @@ actor Coordinator {
         let dump: [ConnectionEntry]?
         (request.session.home, dump) = clientsView(of: request)
         if let refusal = otherHome(of: request) { throw refusal.problem }
-        if let other = bindingOfOtherScope(request.session) {
+        if let other = bindingOfOtherScope(request) {
             throw MigrationFailure.otherScopeBound(request.session, existing: other).problem
         }
         let id = begin(request, dump: dump)
@@ -229,22 +229,9 @@ actor Coordinator {
         guard request.datapath == .queue, let host = request.to else { return nil }
         let key = request.session
         let other = sessions.values.first {
-            $0.binding?.datapath == .queue && $0.binding?.host == host && $0.key.client == key.client
-                && $0.key.home != key.home
-                && ($0.key.clientPort == nil || key.clientPort == nil || $0.key.clientPort == key.clientPort)
+            $0.binding?.datapath == .queue && $0.binding?.host == host && $0.key.home != key.home
+                && $0.key.sharesClient(with: key)
         }
         return other.map { .hostServesOtherHome(key, host: host, other: $0.key.home) }
-    }
-
-    /// A binding of another scope that covers the same client and home.
-    private func bindingOfOtherScope(_ key: SessionKey) -> Scope? {
-        if key.clientPort != nil {
-            let wider = SessionKey(client: key.client, clientPort: nil, home: key.home)
-            return sessions[wider]?.binding == nil ? nil : .client
-        }
-        let narrower = sessions.values.contains {
-            $0.key.client == key.client && $0.key.home == key.home && $0.key.clientPort != nil && $0.binding != nil
-        }
-        return narrower ? .connection : nil
     }
 }

@@ -222,7 +222,7 @@ extension ConnectionDocument {
 
 extension SessionDocument {
     package init(_ session: Session) {
-        client = "\(session.key.client)"
+        client = session.key.client.map { "\($0)" } ?? SessionKey.everyClient
         clientPort = session.key.clientPort
         home = "\(session.key.home)"
         host = session.binding.map { "\($0.host)" }
@@ -236,7 +236,8 @@ extension SessionDocument {
 
     /// The session, or nil when the document is not one of ours.
     var session: Session? {
-        guard let client = IPAddress(client), let home = Endpoint(home) else { return nil }
+        let client = IPAddress(self.client)
+        guard client != nil || self.client == SessionKey.everyClient, let home = Endpoint(home) else { return nil }
         var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home))
         if let host, let datapath {
             guard let host = Endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }

@@ -17,25 +17,31 @@ extension MigrationRequest {
             throw MalformedOrder(
                 "\"\(order.from)\" is not an address with a port: write 192.0.2.1:80 or [2001:db8::1]:80 for --from.")
         }
-        let client: IPAddress
+        let client: IPAddress?
         let port: UInt16?
-        if let address = IPAddress(order.client) {
+        let named = order.client ?? (order.scope == Scope.service.rawValue ? SessionKey.everyClient : "")
+        if named == SessionKey.everyClient {
+            (client, port) = (nil, nil)
+        } else if let address = IPAddress(named) {
             (client, port) = (address, nil)
-        } else if let endpoint = Endpoint(order.client), endpoint.port != 0 {
+        } else if let endpoint = Endpoint(named), endpoint.port != 0 {
             (client, port) = (endpoint.address, endpoint.port)
         } else {
             throw MalformedOrder(
-                "\"\(order.client)\" is not an address: write 192.0.2.9, 192.0.2.9:49152 or [2001:db8::9]:49152 for --client."
+                "\"\(named)\" is not an address: write 192.0.2.9, 192.0.2.9:49152, [2001:db8::9]:49152 or any for --client."
             )
         }
         let scope: Scope
         if let text = order.scope {
-            guard let named = Scope(rawValue: text) else {
-                throw MalformedOrder("\"\(text)\" is not a scope: use connection or client.")
+            guard let scopeNamed = Scope(rawValue: text) else {
+                throw MalformedOrder("\"\(text)\" is not a scope: use connection, client or service.")
             }
-            scope = named
+            scope = scopeNamed
         } else {
-            scope = port == nil ? .client : .connection
+            scope = client == nil ? .service : port == nil ? .client : .connection
+        }
+        if (scope == .service) != (client == nil) {
+            throw MalformedOrder("Scope service is for every client, and no other is: leave --client out with it.")
         }
         if scope == .connection, port == nil {
             throw MalformedOrder("Scope connection needs the client's port: write it behind the address in --client.")
@@ -75,9 +81,16 @@ extension MigrationRequest {
 }
 
 extension SessionKey {
+    /// What a request names every client by.
+    static let everyClient = "any"
+
     /// The client as a request names it.
     var clientText: String {
-        clientPort.map { "\(Endpoint(address: client, port: $0))" } ?? "\(client)"
+        switch scope {
+        case .connection: "\(clientEndpoint)"
+        case .client: "\(clientEndpoint.address)"
+        case .service: Self.everyClient
+        }
     }
 }
 

@@ -55,6 +55,8 @@ public struct MigrationMachine: Sendable {
     /// How one reset handshake ended.
     public enum ResetResult: String, Hashable, Sendable, Codable {
         case proven, unproven, reconnected
+        /// A client that had closed its end already: nothing is sent to it unless it speaks.
+        case leaving
     }
 
     /// How long things stand, in seconds.
@@ -172,7 +174,7 @@ public struct MigrationMachine: Sendable {
     private mutating func located(_ found: [LocatedConnection]) -> [Effect] {
         connections = found
         if let first = found.first { fromHost = first.serverSide.destination }
-        if found.isEmpty, session.binding == nil { return fail(.unknownConnection(request.session)) }
+        if isUnknown { return fail(.unknownConnection(request.session)) }
         let target = request.to ?? request.session.home
         let served = session.binding?.host ?? fromHost
         if request.to == nil ? session.binding == nil : served == target {
@@ -186,8 +188,13 @@ public struct MigrationMachine: Sendable {
     private mutating func locatedAgain(_ found: [LocatedConnection]) -> [Effect] {
         connections = found
         if let first = found.first { fromHost = first.serverSide.destination }
-        if found.isEmpty, session.binding == nil { return fail(.unknownConnection(request.session)) }
+        if isUnknown { return fail(.unknownConnection(request.session)) }
         return switchOver()
+    }
+
+    /// Whether there is nothing to move. A whole service may be bound before its first client comes.
+    private var isUnknown: Bool {
+        connections.isEmpty && session.binding == nil && session.key.scope != .service
     }
 
     /// One transaction: binding and transits in both directions, and whatever stood against the new host goes.
@@ -237,6 +244,7 @@ public struct MigrationMachine: Sendable {
 
     private mutating func beginResets(at now: UInt64) -> [Effect] {
         if connections.isEmpty { return conclude(at: now) }
+        for connection in connections where connection.phase == .leaving { clientResults[connection] = .leaving }
         return [.reset(connections, client: !request.passive)]
     }
 
@@ -264,7 +272,7 @@ public struct MigrationMachine: Sendable {
             established.insert(tuple)
             reconnected.insert(tuple)
             // As many new connections as there were old ones: the client is back, from whatever ports.
-            if established.count >= connections.count {
+            if established.count >= expected {
                 for old in connections where clientResults[old] == nil { clientResults[old] = .reconnected }
             }
         case .deadlinePassed:
@@ -323,7 +331,7 @@ public struct MigrationMachine: Sendable {
         guard outcome == nil, state == .resetting else { return [] }
         guard connections.allSatisfy({ serverResults[$0] != nil }) else { return [] }
         let clientsDone = request.passive || connections.allSatisfy { clientResults[$0] != nil }
-        let back = request.passive || established.count >= connections.count
+        let back = request.passive || established.count >= expected
         if clientsDone && !back, deadline == nil, !waited {
             waited = true
             deadline = now + UInt64(lifetimes.reconnect) * 1_000_000_000
@@ -336,6 +344,9 @@ public struct MigrationMachine: Sendable {
         outcome = result
         return standUnprovenGuards() + [.finish(result)]
     }
+
+    /// As many new connections as old ones whose client had not closed them are awaited.
+    private var expected: Int { connections.count { $0.phase != .leaving } }
 
     /// Whether the time for the client's return has been granted.
     private var waited = false

@@ -25,7 +25,16 @@ public struct MigrationRequest: Hashable, Sendable {
 
 /// What is known of a TCP connection's state before it is moved (RFC 9293 section 3.3.2, as conntrack follows it).
 public enum ConnectionPhase: String, Hashable, Sendable, Codable {
-    case opening, halfOpen, established, closing, closed
+    /// The client's SYN has been seen, and no answer to it.
+    case opening
+    /// The host's SYN-ACK has been seen, and no answer to it.
+    case halfOpen
+    case established
+    /// A FIN has been seen, the host's first.
+    case closing
+    /// The client has sent its FIN, before the host: it is leaving.
+    case leaving
+    case closed
 }
 
 /// A connection of the session, found in what crosses the gateway.
@@ -69,10 +78,10 @@ public enum MigrationFailure: Error, Hashable, Sendable {
 
 extension SessionKey: CustomStringConvertible {
     public var description: String {
-        if let clientPort {
-            "the connection \(Endpoint(address: client, port: clientPort)) to \(home)"
-        } else {
-            "the connections of \(client) to \(home)"
+        switch scope {
+        case .connection: "the connection \(clientEndpoint) to \(home)"
+        case .client: "the connections of \(clientEndpoint.address) to \(home)"
+        case .service: "the connections of all clients to \(home)"
         }
     }
 }
@@ -91,7 +100,7 @@ extension MigrationFailure: CustomStringConvertible {
         case .otherScopeBound(let key, let existing):
             "A binding of scope \(existing.rawValue) already covers \(key): return it home first, or migrate that one."
         case .hostServesOtherHome(let key, let host, let other):
-            "\(host) already serves \(key.client) for \(other) in the queue datapath, which cannot tell the two apart: use "
+            "\(host) already serves \(key.client.map { "\($0)" } ?? "clients") for \(other) in the queue datapath, which cannot tell the two apart: use "
                 + "--datapath kernel, or another port of that host."
         case .hostNotListening(let host, let reason):
             "The to-host \(host) does not accept connections (\(reason)): start the service there first."

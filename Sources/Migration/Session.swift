@@ -18,29 +18,33 @@ public enum Scope: String, Hashable, Sendable, Codable, CaseIterable {
     case connection
     /// One client address, from any port: all its connections to that home, now and later.
     case client
+    /// Every client of the home, now and later, except those that have a narrower binding.
+    case service
 }
 
-/// What names a session: this client's use of this home.
+/// What names a session: this client's use of this home, or, in scope `service`, everybody's.
 public struct SessionKey: Hashable, Sendable {
-    /// The client's address.
-    public var client: IPAddress
-    /// The client's port, or nil for scope `client`.
+    /// The client's address, or nil for scope `service`.
+    public var client: IPAddress?
+    /// The client's port, or nil for scopes `client` and `service`.
     public var clientPort: UInt16?
     /// The endpoint that the client believes it talks to.
     public var home: Endpoint
 
-    public init(client: IPAddress, clientPort: UInt16?, home: Endpoint) {
+    public init(client: IPAddress?, clientPort: UInt16?, home: Endpoint) {
         self.client = client
-        self.clientPort = clientPort
+        self.clientPort = client == nil ? nil : clientPort
         self.home = home
     }
 
-    public var scope: Scope { clientPort == nil ? .client : .connection }
+    public var scope: Scope { client == nil ? .service : clientPort == nil ? .client : .connection }
 
-    /// The client's endpoint; port 0 stands for any port.
-    public var clientEndpoint: Endpoint { Endpoint(address: client, port: clientPort ?? 0) }
+    /// The client's endpoint; port 0 stands for any port, the unspecified address for any client.
+    public var clientEndpoint: Endpoint {
+        Endpoint(address: client ?? .any(home.address.family), port: clientPort ?? 0)
+    }
 
-    /// Client → home, with port 0 where any port of the client is meant.
+    /// Client → home, with port 0 where any port of the client is meant, and the unspecified address for any client.
     public var original: FourTuple { FourTuple(source: clientEndpoint, destination: home) }
 }
 
@@ -123,13 +127,20 @@ public struct Session: Hashable, Sendable {
         guard let binding else { return elements }
         switch (binding.datapath, key.scope) {
         case (.kernel, .connection): elements[.connection(key.original, host: binding.host)] = .some(nil)
-        case (.kernel, .client): elements[.client(key.client, home: key.home, host: binding.host)] = .some(nil)
+        case (.kernel, .client):
+            elements[.client(key.clientEndpoint.address, home: key.home, host: binding.host)] = .some(nil)
+        case (.kernel, .service): elements[.service(home: key.home, host: binding.host)] = .some(nil)
+        case (.queue, .service): elements[.divertService(home: key.home)] = .some(nil)
         case (.queue, .connection): elements[.divert(key.original, .queue)] = .some(nil)
-        case (.queue, .client): elements[.divertClient(client: key.client, home: key.home)] = .some(nil)
+        case (.queue, .client):
+            elements[.divertClient(client: key.clientEndpoint.address, home: key.home)] = .some(nil)
         }
         if binding.datapath == .queue {
             elements[.icmpHome(key.home.address)] = .some(nil)
-            elements[.icmpPeer(key.client)] = .some(nil)
+            // Of scope `service` the kernel learns them, together with the replies.
+            for client in key.client.map({ [$0] }) ?? replies.map(\.destination.address) {
+                elements[.icmpPeer(client)] = .some(nil)
+            }
         }
         return elements
     }
@@ -145,6 +156,10 @@ public struct Session: Hashable, Sendable {
             flows[FlowKey(stage: .postrouting, tuple: reply)] = .passage(.translateSource(key.home))
         } else {
             passage = .pass
+            // A wider binding may bring this session's packets into a queue, which they pass as they are.
+            if binding != nil, key.scope != .service {
+                flows[FlowKey(stage: .prerouting, tuple: key.original)] = .passage(.pass)
+            }
         }
         for (tuple, standing) in transits {
             let flow = FlowKey(stage: .prerouting, tuple: tuple)

@@ -14,7 +14,7 @@ public enum Stage: UInt8, Hashable, Sendable, CaseIterable {
 /// What names a flow in the table: the four-tuple as it is on the wire at that stage.
 ///
 /// Port 0 on the client's side stands for any port of that address (scope `client`): the source's port in prerouting,
-/// the destination's in postrouting.
+/// the destination's in postrouting. The unspecified address with port 0 stands for every client (scope `service`).
 @frozen
 public struct FlowKey: Hashable, Sendable {
     public var stage: Stage
@@ -33,6 +33,17 @@ public struct FlowKey: Hashable, Sendable {
         switch stage {
         case .prerouting: key.tuple.source.port = 0
         case .postrouting: key.tuple.destination.port = 0
+        }
+        return key
+    }
+
+    /// The key that covers this flow together with those of all other clients.
+    @inlinable @inline(__always)
+    public var anyClient: FlowKey {
+        var key = self
+        switch stage {
+        case .prerouting: key.tuple.source = Endpoint(address: .any(tuple.source.address.family), port: 0)
+        case .postrouting: key.tuple.destination = Endpoint(address: .any(tuple.destination.address.family), port: 0)
         }
         return key
     }

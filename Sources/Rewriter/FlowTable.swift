@@ -12,6 +12,8 @@ public struct FlowTable: ~Copyable {
     /// The number of flows in the table.
     public private(set) var count: Int
     @usableFromInline internal let seed: UInt64
+    /// How many flows are for every client: without any, a packet costs no look-up for them.
+    @usableFromInline internal private(set) var anyClientCount = 0
 
     /// A table that takes `capacity` flows before it grows. `seed` must not be known to those who choose addresses and
     /// ports: it keeps them from choosing flows that all fall on one slot.
@@ -35,6 +37,7 @@ public struct FlowTable: ~Copyable {
                 index = slot(of: packed)
             }
             count += 1
+            if key == key.anyClient { anyClientCount += 1 }
         }
         slots[index] = Slot(key: packed, rule: rule)
     }
@@ -56,6 +59,7 @@ public struct FlowTable: ~Copyable {
         }
         slots[hole] = Slot()
         count -= 1
+        if key == key.anyClient { anyClientCount -= 1 }
         return true
     }
 
@@ -65,13 +69,17 @@ public struct FlowTable: ~Copyable {
         return slots[index].key.isVacant ? nil : slots[index].rule
     }
 
-    /// The slot of the rule that covers a packet with this key: its own, or else that of any port of the client.
+    /// The slot of the rule that covers a packet with this key: its own, or else that of any port of the client, or else
+    /// that of every client.
     @inlinable @inline(__always)
     internal func covering(_ key: FlowKey) -> Int? {
         let own = slot(of: PackedKey(key))
         if !slots[own].key.isVacant { return own }
         let shared = slot(of: PackedKey(key.anyPort))
-        return slots[shared].key.isVacant ? nil : shared
+        if !slots[shared].key.isVacant { return shared }
+        guard anyClientCount > 0 else { return nil }
+        let wide = slot(of: PackedKey(key.anyClient))
+        return slots[wide].key.isVacant ? nil : wide
     }
 
     /// The slot that holds `key`, or the vacant one where it would go. Ends because a slot is always vacant.

@@ -40,12 +40,18 @@ public struct ElementForm: Hashable, Sendable {
         case .divertClient(let client, let home):
             (purpose, parts) = (.divertClient, Parts(client, home))
             value = .goTo(.enqueue)
+        case .divertService(let home):
+            (purpose, parts) = (.divertService, Parts(home))
+            value = .goTo(.enqueue)
         case .connection(let tuple, let host):
             (purpose, parts) = (.connection, Parts(tuple))
             value = .octets(try Parts(host).octets(of: tuple.source.address.family, in: element))
         case .client(let client, let home, let host):
             (purpose, parts) = (.client, Parts(client, home))
             value = .octets(try Parts(host).octets(of: client.family, in: element))
+        case .service(let home, let host):
+            (purpose, parts) = (.service, Parts(home))
+            value = .octets(try Parts(host).octets(of: home.address.family, in: element))
         case .guarded(let tuple): (purpose, parts) = (.guarded, Parts(tuple))
         case .reply(let tuple): (purpose, parts) = (.replies, Parts(tuple))
         case .icmpHome(let address): (purpose, parts) = (.icmpHome, Parts(address))
@@ -70,12 +76,18 @@ public struct ElementForm: Hashable, Sendable {
         case .divertClient:
             guard value == .goTo(.enqueue), let client = key.address(), let home = key.endpoint() else { return nil }
             element = .divertClient(client: client, home: home)
+        case .divertService:
+            guard value == .goTo(.enqueue), let home = key.endpoint() else { return nil }
+            element = .divertService(home: home)
         case .connection:
             guard let tuple = key.fourTuple(), let host = hostOfValue else { return nil }
             element = .connection(tuple, host: host)
         case .client:
             guard let client = key.address(), let home = key.endpoint(), let host = hostOfValue else { return nil }
             element = .client(client, home: home, host: host)
+        case .service:
+            guard let home = key.endpoint(), let host = hostOfValue else { return nil }
+            element = .service(home: home, host: host)
         case .guarded: element = key.fourTuple().map { .guarded($0) }
         case .replies: element = key.fourTuple().map { .reply($0) }
         case .icmpHome: element = key.address().map { .icmpHome($0) }

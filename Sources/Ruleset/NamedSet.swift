@@ -40,17 +40,21 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
         case divert
         /// Map: client, home → chain. Clients all of whose connections user space carries.
         case divertClient = "divert_client"
+        /// Map: home → chain. Homes all of whose clients' connections user space carries.
+        case divertService = "divert_service"
         /// Map: four-tuple client → home, to host. New connections that the kernel's NAT carries.
         case connection
         /// Map: client, home, to host. The same for all connections of a client.
         case client
+        /// Map: home, to host. The same for the connections of every client.
+        case service
         /// Set: four-tuples of the kernel's own RSTs, towards the host that is guarded against.
         case guarded
         /// Set: four-tuples host → client of connections that user space rewrites; learnt from packets.
         case replies
         /// Set: homes of connections that user space rewrites; ICMP errors for them quote a rewritten packet.
         case icmpHome = "icmp_home"
-        /// Set: clients of such connections.
+        /// Set: clients of such connections; learnt from packets too.
         case icmpPeer = "icmp_peer"
     }
 
@@ -105,14 +109,15 @@ public struct NamedSet: Hashable, Sendable {
         switch name.purpose {
         case .divert, .connection, .guarded, .replies: key = fourTuple
         case .divertClient, .client: key = [address, address, .service]
+        case .divertService, .service: key = [address, .service]
         case .icmpHome, .icmpPeer: key = [address]
         }
         switch name.purpose {
-        case .divert, .divertClient: value = .verdict
-        case .connection, .client: value = .data([address, .service])
+        case .divert, .divertClient, .divertService: value = .verdict
+        case .connection, .client, .service: value = .data([address, .service])
         case .guarded, .replies, .icmpHome, .icmpPeer: value = .none
         }
-        isDynamic = name.purpose == .replies
+        isDynamic = name.purpose == .replies || name.purpose == .icmpPeer
         // As long as conntrack remembers an idle established connection (nf_conntrack_tcp_timeout_established); the
         // kernel wants a bound for a set that packets fill.
         timeout = isDynamic ? 5 * 86_400 : nil

@@ -56,6 +56,7 @@ public struct Ruleset: Hashable, Sendable {
                 .preroutingRaw, hook: BaseHook(.filter, .prerouting, priority: -300),
                 rules: families.map { [.verdict(asSent($0), map: SetName(.divert, $0))] }
                     + families.map { [.verdict(look($0, .saddr, .daddr, .dport), map: SetName(.divertClient, $0))] }
+                    + families.map { [.verdict(look($0, .daddr, .dport), map: SetName(.divertService, $0))] }
                     + families.map {
                         [.isICMPError($0), .isIn(look($0, .daddr), set: SetName(.icmpHome, $0)), .goTo(.enqueue)]
                     }),
@@ -65,14 +66,16 @@ public struct Ruleset: Hashable, Sendable {
                 .learn, hook: BaseHook(.filter, .prerouting, priority: -290),
                 rules: families.map {
                     [.hasMark(mark), .update(set: SetName(.replies, $0), look($0, .daddr, .dport, .saddr, .sport))]
-                } + [[.hasMark(mark), .setMark(0)]]),
+                } + families.map { [.hasMark(mark), .update(set: SetName(.icmpPeer, $0), look($0, .saddr))] } + [
+                    [.hasMark(mark), .setMark(0)]
+                ]),
             // Before dstnat (-100): the first chain that translates a new connection decides.
             Chain(
                 .preroutingNAT, hook: BaseHook(.nat, .prerouting, priority: -105),
                 rules: families.map { [.translateDestination(asSent($0), map: SetName(.connection, $0))] }
                     + families.map {
                         [.translateDestination(look($0, .saddr, .daddr, .dport), map: SetName(.client, $0))]
-                    }),
+                    } + families.map { [.translateDestination(look($0, .daddr, .dport), map: SetName(.service, $0))] }),
             // Our own segments, and the RST of chain `guarding`, belong to no connection that the gateway knows.
             // Untracked, they cannot be `ct state invalid` to anybody's firewall, nor change an entry.
             Chain(

@@ -16,10 +16,14 @@ public enum TableElement: Hashable, Sendable {
     case divert(FourTuple, Diversion)
     /// All segments of this client address to this home go to a queue.
     case divertClient(client: IPAddress, home: Endpoint)
+    /// All segments to this home go to a queue.
+    case divertService(home: Endpoint)
     /// A new connection with this four-tuple client → home is translated to `host` by the kernel.
     case connection(FourTuple, host: Endpoint)
     /// New connections of this client address to this home are translated to `host` by the kernel.
     case client(IPAddress, home: Endpoint, host: Endpoint)
+    /// New connections of every client to this home are translated to `host` by the kernel.
+    case service(home: Endpoint, host: Endpoint)
     /// The kernel's own RSTs with this four-tuple, towards the host that is guarded against, are not tracked.
     case guarded(FourTuple)
     /// Segments host → client with this four-tuple go to a queue after routing.
@@ -46,7 +50,7 @@ public struct TableChange: Sendable, Equatable {
     /// An element to add.
     public struct Addition: Sendable, Equatable {
         public var element: TableElement
-        /// Seconds until the kernel removes it by itself; nil: never, or for a `reply` the set's five days.
+        /// Seconds until the kernel removes it by itself; nil: never, or for a `reply` and an `icmpPeer` the set's five days.
         public var lifetime: UInt32?
 
         public init(element: TableElement, lifetime: UInt32? = nil) {
@@ -77,8 +81,10 @@ extension TableElement: CustomStringConvertible {
         case .divert(let tuple, .queue): "divert { \(tuple) : goto enqueue }"
         case .divert(let tuple, .guard): "divert { \(tuple) : goto guard }"
         case .divertClient(let client, let home): "divert_client { \(client)→\(home) : goto enqueue }"
+        case .divertService(let home): "divert_service { \(home) : goto enqueue }"
         case .connection(let tuple, let host): "connection { \(tuple) : \(host) }"
         case .client(let client, let home, let host): "client { \(client)→\(home) : \(host) }"
+        case .service(let home, let host): "service { \(home) : \(host) }"
         case .guarded(let tuple): "guarded { \(tuple) }"
         case .reply(let tuple): "replies { \(tuple) }"
         case .icmpHome(let address): "icmp_home { \(address) }"

@@ -23,6 +23,8 @@ extension ResetHandshake {
             case synSent
             /// The server's SYN-ACK was seen, no answer to it.
             case synReceived
+            /// Synchronised, and the client has sent its FIN: a client is left alone, and answered if it speaks.
+            case leaving
         }
 
         /// How numbers are guessed before the victim has told its own.

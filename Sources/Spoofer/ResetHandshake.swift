@@ -28,7 +28,7 @@ public struct ResetHandshake: Sendable {
         /// The victim answered like one without the connection, but may hold it half open (SYN-RECEIVED answers a wrong
         /// acknowledgement with a RST and stays, RFC 9293 section 3.10.7.4): proven if no SYN-ACK comes until then.
         case quiet(until: UInt64)
-        /// Timed out.
+        /// Timed out, or not asked: whatever the victim says is answered.
         case standing
         /// A server that has no such connection any more; whatever it still says is answered with a RST.
         case proven
@@ -77,7 +77,7 @@ public struct ResetHandshake: Sendable {
         self.order = order
         self.policy = policy
         random = SplitMix64(seed: seed)
-        mayBeHalfOpen = order.kind == .server && order.state != .established
+        mayBeHalfOpen = order.kind == .server && (order.state == .synSent || order.state == .synReceived)
         guess = (
             UInt32.random(in: 0...UInt32.max, using: &random), UInt32.random(in: 0...UInt32.max, using: &random),
             UInt32.random(in: 0...UInt32.max, using: &random)
@@ -100,6 +100,10 @@ public struct ResetHandshake: Sendable {
         guard phase == .idle else { return [] }
         startedAt = now
         timeoutAt = now &+ policy.timeout
+        if order.kind == .client, order.state == .leaving {
+            phase = .standing
+            return []
+        }
         phase = .challenging(attempt: 0)
         guard order.kind == .client, order.state == .synSent else {
             retryAt = now &+ policy.interval(0)

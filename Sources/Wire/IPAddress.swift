@@ -75,6 +75,15 @@ public enum IPAddress: Hashable, Sendable {
         }
     }
 
+    /// The address that stands for any: 0.0.0.0 or ::.
+    @inlinable
+    public static func any(_ family: AddressFamily) -> IPAddress {
+        switch family {
+        case .ipv4: .v4(IPv4Address(rawValue: 0))
+        case .ipv6: .v6(IPv6Address(high: 0, low: 0))
+        }
+    }
+
     /// Whether a session can have this address: not unspecified, loopback, multicast or broadcast.
     public var isUnicast: Bool {
         switch self {

@@ -6,17 +6,26 @@ internal import Foundation
 
 /// Which session, as `migrate` and `return` name it.
 struct SessionOptions: ParsableArguments {
-    @Option(help: "The client: ADDRESS:PORT for one connection, ADDRESS for all its connections to that home.")
-    var client: String
+    @Option(
+        help:
+            "The client: ADDRESS:PORT for one connection, ADDRESS for all its connections to that home, any for everybody."
+    )
+    var client: String?
 
     @Option(help: "The home: the address and port that the client believes it talks to.")
     var from: String
 
-    @Option(help: "connection or client; without it, the client's port decides.")
+    @Option(help: "connection, client or service; without it, --client decides. A service has no --client.")
     var scope: String?
 
     @Flag(help: "Leave the client alone until it speaks.")
     var passive = false
+
+    func validate() throws {
+        guard client != nil || scope == "service" else {
+            throw ValidationError("Name the client with --client, or every client with --scope service.")
+        }
+    }
 }
 
 struct WaitOptions: ParsableArguments {
