@@ -14,6 +14,8 @@ package protocol Journal: AnyObject {
     /// Writes a migration's progress together with the session as it is to be.
     func write(_ entry: JournaledMigration, _ session: Session) throws(JournalError)
     func forgetMigration(_ id: UInt64) throws(JournalError)
+    /// Writes sessions whose keys have changed, all of them or none.
+    func write(_ sessions: [Session], insteadOf keys: [SessionKey]) throws(JournalError)
 }
 
 package struct JournalContents {
@@ -74,6 +76,7 @@ package struct SessionDocument: Codable, Hashable, Sendable {
         var migration: UInt64
     }
 
+    var id: UInt64
     var client: String
     var clientPort: UInt16?
     var home: String
@@ -148,6 +151,15 @@ package final class SQLiteJournal: Journal {
         }
     }
 
+    package func write(_ sessions: [Session], insteadOf keys: [SessionKey]) throws(JournalError) {
+        try access { database in
+            for key in keys {
+                try database.execute(sql: "DELETE FROM session WHERE key = ?", arguments: ["\(key.original)"])
+            }
+            for session in sessions { try Self.put(session, into: database) }
+        }
+    }
+
     private static func put(_ session: Session, into database: Database) throws {
         let key = "\(session.key.original)"
         if session.isIdle {
@@ -205,6 +217,7 @@ extension ConnectionDocument {
 
 extension SessionDocument {
     package init(_ session: Session) {
+        id = session.id
         client = "\(session.key.client)"
         clientPort = session.key.clientPort
         home = "\(session.key.home)"
@@ -220,12 +233,14 @@ extension SessionDocument {
     /// The session, or nil when the document is not one of ours.
     var session: Session? {
         guard let client = IPAddress(client), let home = Endpoint(home) else { return nil }
-        var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home))
+        var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home), id: id)
         if let host, let datapath {
             guard let host = Endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
             session.binding = Binding(host: host, datapath: datapath)
         }
-        let names: [String: Transit] = ["frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded]
+        let names: [String: Transit] = [
+            "frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded, "trailing": .trailing,
+        ]
         for entry in transits {
             guard let tuple = FourTuple(document: [entry.source, entry.destination]), let host = Endpoint(entry.host),
                 let transit = names[entry.transit]

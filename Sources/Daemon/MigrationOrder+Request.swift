@@ -13,19 +13,22 @@ package struct MalformedOrder: Error {
 extension MigrationRequest {
     /// Reads a controller's order.
     package init(_ order: MigrationOrder, defaultDatapath: Datapath, checksHost: Bool) throws(MalformedOrder) {
-        guard let home = Endpoint(order.from), home.port != 0 else {
+        guard let from = order.from, let clientText = order.client else {
+            throw MalformedOrder("The order names no session: it takes client and from, or a session's number.")
+        }
+        guard let home = Endpoint(from), home.port != 0 else {
             throw MalformedOrder(
-                "\"\(order.from)\" is not an address with a port: write 192.0.2.1:80 or [2001:db8::1]:80 for --from.")
+                "\"\(from)\" is not an address with a port: write 192.0.2.1:80 or [2001:db8::1]:80 for --from.")
         }
         let client: IPAddress
         let port: UInt16?
-        if let address = IPAddress(order.client) {
+        if let address = IPAddress(clientText) {
             (client, port) = (address, nil)
-        } else if let endpoint = Endpoint(order.client), endpoint.port != 0 {
+        } else if let endpoint = Endpoint(clientText), endpoint.port != 0 {
             (client, port) = (endpoint.address, endpoint.port)
         } else {
             throw MalformedOrder(
-                "\"\(order.client)\" is not an address: write 192.0.2.9, 192.0.2.9:49152 or [2001:db8::9]:49152 for --client."
+                "\"\(clientText)\" is not an address: write 192.0.2.9, 192.0.2.9:49152 or [2001:db8::9]:49152 for --client."
             )
         }
         let scope: Scope

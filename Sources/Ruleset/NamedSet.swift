@@ -38,6 +38,8 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
     public enum Purpose: String, Hashable, Sendable, CaseIterable {
         /// Map: four-tuple → chain. Transit of an old connection, and connections that user space carries.
         case divert
+        /// Map: client, home → chain. Clients some of whose connections have moved: their SYNs wait for a decision.
+        case credit
         /// Map: client, home → chain. Clients all of whose connections user space carries.
         case divertClient = "divert_client"
         /// Map: four-tuple client → home, to host. New connections that the kernel's NAT carries.
@@ -104,11 +106,11 @@ public struct NamedSet: Hashable, Sendable {
         self.name = name
         switch name.purpose {
         case .divert, .connection, .guarded, .replies: key = fourTuple
-        case .divertClient, .client: key = [address, address, .service]
+        case .credit, .divertClient, .client: key = [address, address, .service]
         case .icmpHome, .icmpPeer: key = [address]
         }
         switch name.purpose {
-        case .divert, .divertClient: value = .verdict
+        case .divert, .credit, .divertClient: value = .verdict
         case .connection, .client: value = .data([address, .service])
         case .guarded, .replies, .icmpHome, .icmpPeer: value = .none
         }

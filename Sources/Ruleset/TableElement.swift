@@ -14,6 +14,8 @@ public enum Diversion: Hashable, Sendable {
 public enum TableElement: Hashable, Sendable {
     /// Segments with this four-tuple, as they arrive at the gateway, are diverted.
     case divert(FourTuple, Diversion)
+    /// SYNs of this client address to this home go to a queue: one of its sessions may have lost its connection.
+    case credit(client: IPAddress, home: Endpoint)
     /// All segments of this client address to this home go to a queue.
     case divertClient(client: IPAddress, home: Endpoint)
     /// A new connection with this four-tuple client → home is translated to `host` by the kernel.
@@ -76,6 +78,7 @@ extension TableElement: CustomStringConvertible {
         switch self {
         case .divert(let tuple, .queue): "divert { \(tuple) : goto enqueue }"
         case .divert(let tuple, .guard): "divert { \(tuple) : goto guard }"
+        case .credit(let client, let home): "credit { \(client)→\(home) : goto enqueue }"
         case .divertClient(let client, let home): "divert_client { \(client)→\(home) : goto enqueue }"
         case .connection(let tuple, let host): "connection { \(tuple) : \(host) }"
         case .client(let client, let home, let host): "client { \(client)→\(home) : \(host) }"

@@ -7,16 +7,29 @@ internal import Foundation
 /// Which session, as `migrate` and `return` name it.
 struct SessionOptions: ParsableArguments {
     @Option(help: "The client: ADDRESS:PORT for one connection, ADDRESS for all its connections to that home.")
-    var client: String
+    var client: String?
 
     @Option(help: "The home: the address and port that the client believes it talks to.")
-    var from: String
+    var from: String?
+
+    @Option(help: "The number of a session that is known, in place of --client and --from.")
+    var session: UInt64?
 
     @Option(help: "connection or client; without it, the client's port decides.")
     var scope: String?
 
     @Flag(help: "Leave the client alone until it speaks.")
     var passive = false
+
+    func validate() throws {
+        if session != nil {
+            guard client == nil, from == nil, scope == nil else {
+                throw ValidationError("--session says which client, home and scope: leave those out, or --session.")
+            }
+        } else if client == nil || from == nil {
+            throw ValidationError("A session is named by --client and --from, or by --session.")
+        }
+    }
 }
 
 struct WaitOptions: ParsableArguments {
@@ -81,8 +94,8 @@ private func order(
     to: String, datapath: String?, _ session: SessionOptions, _ waiting: WaitOptions, _ options: CommonOptions
 ) async throws {
     let order = MigrationOrder(
-        client: session.client, from: session.from, to: to, scope: session.scope, datapath: datapath,
-        passive: session.passive)
+        session: session.session, client: session.client, from: session.from, to: to, scope: session.scope,
+        datapath: datapath, passive: session.passive)
     var report: MigrationReport = try await options.client.post("/v1/migrations", order)
     if waiting.wait, report.outcome == nil {
         report = try await options.client.get("/v1/migrations/\(report.id)", query: ["wait": "\(waiting.timeout)"])

@@ -103,10 +103,10 @@ struct Sessions: AsyncParsableCommand {
         let list: SessionList = try await options.client.get("/v1/sessions")
         if options.json { return try options.printJSON(list) }
         printTable(
-            ["CLIENT", "HOME", "HOST", "SCOPE", "DATAPATH", "GUARDS", "MIGRATION"],
+            ["SESSION", "CLIENT", "HOME", "HOST", "SCOPE", "DATAPATH", "GUARDS", "MIGRATION"],
             list.sessions.map {
                 [
-                    $0.client, $0.home, $0.host == $0.home ? "home" : $0.host, $0.scope, $0.datapath ?? "-",
+                    "\($0.id)", $0.client, $0.home, $0.host == $0.home ? "home" : $0.host, $0.scope, $0.datapath ?? "-",
                     "\($0.transits)", $0.migration.map(String.init) ?? "-",
                 ]
             })
