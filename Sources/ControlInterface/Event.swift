@@ -9,6 +9,8 @@ public struct Event: Codable, Hashable, Sendable {
         case migrationStep = "migration.step"
         /// A migration has its outcome.
         case migrationFinished = "migration.finished"
+        /// A session has followed its client to another port.
+        case sessionFollowed = "session.followed"
         /// A drain has come further, was paused, resumed or cancelled.
         case drainProgress = "drain.progress"
         /// A drain has its outcome.

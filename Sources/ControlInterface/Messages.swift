@@ -11,11 +11,13 @@ public let defaultSocketPath = "/run/nfqmigd/control.sock"
 
 /// `POST /v1/migrations`: move a session.
 public struct MigrationOrder: Codable, Hashable, Sendable {
+    /// The number of a session that is known, in place of `client`, `from` and `scope`.
+    public var session: UInt64?
     /// The client's address, with its port for one connection, without for all its connections to that home; `any`, or nil
     /// with scope `service`, for every client.
     public var client: String?
     /// The home: the endpoint that the client believes it talks to.
-    public var from: String
+    public var from: String?
     /// The to-host, an address (the home's port is kept) or an endpoint; nil or `home` for the way home.
     public var to: String?
     /// `connection`, `client` or `service`; nil lets `client` decide.
@@ -26,8 +28,10 @@ public struct MigrationOrder: Codable, Hashable, Sendable {
     public var passive: Bool?
 
     public init(
-        client: String?, from: String, to: String?, scope: String? = nil, datapath: String? = nil, passive: Bool? = nil
+        session: UInt64? = nil, client: String? = nil, from: String? = nil, to: String?, scope: String? = nil,
+        datapath: String? = nil, passive: Bool? = nil
     ) {
+        self.session = session
         self.client = client
         self.from = from
         self.to = to
@@ -81,6 +85,9 @@ public struct ConnectionReport: Codable, Hashable, Sendable {
 /// `GET /v1/migrations/{id}`: a migration, running or ended.
 public struct MigrationReport: Codable, Hashable, Sendable {
     public var id: UInt64
+    /// The session's number.
+    public var session: UInt64
+    /// As it was asked for.
     public var client: String
     public var home: String
     public var scope: String
@@ -104,10 +111,11 @@ public struct MigrationReport: Codable, Hashable, Sendable {
     public var timeline: [TimelineEntry]
 
     public init(
-        id: UInt64, client: String, home: String, scope: String, datapath: String, passive: Bool, from: String,
-        to: String, requestedAt: Double
+        id: UInt64, session: UInt64, client: String, home: String, scope: String, datapath: String, passive: Bool,
+        from: String, to: String, requestedAt: Double
     ) {
         self.id = id
+        self.session = session
         self.client = client
         self.home = home
         self.scope = scope
@@ -141,6 +149,9 @@ public struct ConnectionSummary: Codable, Hashable, Sendable {
 
 /// `GET /v1/sessions`: a session that is bound, in migration, or under guard.
 public struct SessionSummary: Codable, Hashable, Sendable {
+    /// The session's number, which stays when its client comes back from another port.
+    public var id: UInt64
+    /// Its client's address, with the present port where it is about one connection.
     public var client: String
     public var home: String
     public var host: String
@@ -153,8 +164,10 @@ public struct SessionSummary: Codable, Hashable, Sendable {
     public var migration: UInt64?
 
     public init(
-        client: String, home: String, host: String, scope: String, datapath: String?, transits: Int, migration: UInt64?
+        id: UInt64, client: String, home: String, host: String, scope: String, datapath: String?, transits: Int,
+        migration: UInt64?
     ) {
+        self.id = id
         self.client = client
         self.home = home
         self.host = host

@@ -211,7 +211,7 @@ extension Coordinator {
 
     /// What follows from a change that has been made: nothing more is sent about a transit that has ended or that the
     /// kernel answers from now on, and new ones end by themselves.
-    private func settle(_ session: Session, since old: Session) {
+    func settle(_ session: Session, since old: Session) {
         keep(session)
         for (tuple, standing) in old.transits {
             let next = session.transits[tuple]
@@ -280,6 +280,8 @@ extension Coordinator {
     /// Makes `session` what the gateway holds for its key.
     func keep(_ session: Session) {
         sessions[session.key] = session.isIdle ? nil : session
+        keys[session.id] = session.isIdle ? nil : session.key
+        if session.isIdle { given[session.id] = nil }
         guard session.isIdle, let id = latest[session.key] else { return }
         if migrations[id]?.machine.isFinished ?? true { latest[session.key] = nil }
     }
@@ -288,14 +290,14 @@ extension Coordinator {
     func scheduleExpiry(of session: Session, since old: Session) {
         for (tuple, standing) in session.transits where old.transits[tuple] != standing {
             let deadline = EventLoop.now + UInt64(standing.lifetime) * 1_000_000_000
-            loop.schedule(at: deadline) { self.expire(tuple, standing, key: session.key) }
+            loop.schedule(at: deadline) { self.expire(tuple, standing, of: session.id) }
         }
     }
 
-    private func expire(_ tuple: FourTuple, _ standing: StandingTransit, key: SessionKey) {
-        guard let session = sessions[key], session.transits[tuple] == standing else { return }
+    private func expire(_ tuple: FourTuple, _ standing: StandingTransit, of id: UInt64) {
+        guard let key = keys[id], let session = sessions[key], session.transits[tuple] == standing else { return }
         var without = session
-        without.transits[tuple] = nil
+        without.endTransit(of: tuple)
         // A handshake that is still at work ends with it, without a result.
         let unfinished = handshakes[tuple].flatMap { $0.handshake.outcome == nil ? $0 : nil }
         endHandshake(tuple)

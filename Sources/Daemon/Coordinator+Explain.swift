@@ -92,6 +92,8 @@ extension Coordinator {
         switch session?.transits[tuple]?.transit {
         case .frozen?: return "It is stopped: the session is being switched."
         case .awaitingSYN?: return "It is stopped: the old connection has been moved, and a SYN is awaited."
+        case .trailing?:
+            return "It belongs to a connection that the session has left, and is rewritten until that ends."
         case .guarded?: return "It is answered with a RST by the kernel."
         case nil: break
         }

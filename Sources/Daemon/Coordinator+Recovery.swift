@@ -90,10 +90,10 @@ extension Coordinator {
     /// again. False when it stops nothing any more.
     private func resume(_ entry: JournaledMigration) -> Bool {
         guard let before = entry.before.session, let fromHost = Endpoint(entry.fromHost),
-            let datapath = Datapath(rawValue: entry.datapath), var session = sessions[before.key],
+            let datapath = Datapath(rawValue: entry.datapath), var session = sessions[keys[before.id] ?? before.key],
             session.transits.values.contains(where: { $0.migration == entry.id && $0.transit != .guarded })
         else { return false }
-        let key = before.key
+        let key = session.key
         // A switch whose last step is missing: the client's way is opened now.
         let released = session
         for (tuple, standing) in session.transits

@@ -10,7 +10,8 @@ extension Coordinator {
         let machine = running.machine
         let key = machine.request.session
         var report = MigrationReport(
-            id: machine.id, client: key.clientText, home: "\(key.home)", scope: key.scope.rawValue,
+            id: machine.id, session: machine.session.id, client: running.requested.clientText, home: "\(key.home)",
+            scope: key.scope.rawValue,
             datapath: machine.request.datapath.rawValue, passive: machine.request.passive, from: "\(machine.fromHost)",
             to: machine.request.to.map { "\($0)" } ?? "home", requestedAt: running.requestedAt)
         report.switchedAt = running.switchedAt

@@ -130,7 +130,8 @@ extension Coordinator {
         setAside = []
         for ring in gateway.rings { ring.drain { seen.append($0) } }
         for observation in seen where observation.opensConnection { observe(observation) }
-        for observation in seen where !observation.opensConnection { observe(observation) }
+        for observation in seen where !observation.opensConnection && observation.held == nil { observe(observation) }
+        decide(about: seen.filter { $0.held != nil })
     }
 
     /// After a freeze that every queue thread has acknowledged: a SYN of a frozen four-tuple that still waits to be read
@@ -173,7 +174,8 @@ extension Coordinator {
     }
 
     /// A client opens its next connection: to the session's host, if the packet path let it pass.
-    private func observeOpening(_ tuple: FourTuple, _ session: Session) {
+    func observeOpening(_ tuple: FourTuple, _ session: Session) {
+        if session.isFollowing { given[session.id] = EventLoop.now }
         if let bound = boundSession(of: tuple.source, home: tuple.destination), let binding = bound.binding,
             binding.datapath == .queue
         {

@@ -46,6 +46,10 @@ extension Coordinator {
         }
         switch key.scope {
         case .connection:
+            // The SYNs of a client with a bound connection wait for a decision, and user space cannot carry them for a
+            // wider binding as well.
+            let service = sessions[SessionKey(client: nil, clientPort: nil, home: key.home)]
+            if request.to != nil, service?.binding?.datapath == .queue { return .service }
             let wider = SessionKey(client: key.client, clientPort: nil, home: key.home)
             return sessions[wider]?.binding == nil ? nil : .client
         case .client:
@@ -54,7 +58,8 @@ extension Coordinator {
             }
             return narrower ? .connection : nil
         case .service:
-            return nil
+            guard request.to != nil, request.datapath == .queue else { return nil }
+            return sessions.values.contains { $0.key.home == key.home && $0.isFollowing } ? .connection : nil
         }
     }
 }

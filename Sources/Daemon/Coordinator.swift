@@ -25,6 +25,10 @@ actor Coordinator {
 
     /// Every session that is bound, in migration, or under guard.
     var sessions: [SessionKey: Session] = [:]
+    /// The keys of these sessions, by number.
+    var keys: [UInt64: SessionKey] = [:]
+    /// When a session of scope `connection` was last given a connection, by its number: nanoseconds.
+    var given: [UInt64: UInt64] = [:]
     var migrations: [UInt64: RunningMigration] = [:]
     /// The latest migration of a session that was switched.
     var latest: [SessionKey: UInt64] = [:]
@@ -60,6 +64,7 @@ actor Coordinator {
     /// migration's outcome.
     func migrate(_ order: MigrationOrder, caller: Caller) throws(Problem) -> MigrationReport {
         var request: MigrationRequest
+        let order = try named(order)
         do {
             request = try MigrationRequest(
                 order, defaultDatapath: configuration.datapath, checksHost: configuration.checkHost)
@@ -100,7 +105,7 @@ actor Coordinator {
     func sessionList() -> SessionList {
         let list = sessions.values.map { session in
             SessionSummary(
-                client: session.key.clientText, home: "\(session.key.home)", host: "\(session.host)",
+                id: session.id, client: session.key.clientText, home: "\(session.key.home)", host: "\(session.host)",
                 scope: session.key.scope.rawValue, datapath: session.binding?.datapath.rawValue,
                 transits: session.transits.count, migration: latest[session.key])
         }
@@ -147,7 +152,7 @@ actor Coordinator {
         // One that is not switched yet gives way at once; one that is, when this one is switched: it may be refused.
         if let preparing = preparing[key].flatMap({ migrations[$0] }) { advance(preparing, .superseded) }
         let machine = MigrationMachine(
-            id: lastMigration, request: request, session: sessions[key] ?? Session(key: key),
+            id: lastMigration, request: request, session: sessions[key] ?? Session(key: key, id: lastMigration),
             lifetimes: configuration.lifetimes)
         let running = RunningMigration(machine, eventLog: eventLog)
         running.dump = dump

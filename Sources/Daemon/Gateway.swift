@@ -41,7 +41,7 @@ final class Gateway {
             var options = QueueOptions()
             options.maximumLength = configuration.queueLength
             let thread = try QueueThread<PacketHandler>(queue: configuration.firstQueue + index, options: options) {
-                PacketHandler(observations: ring, mark: mark, seed: seed, flows: flows)
+                PacketHandler(observations: ring, mark: mark, seed: seed, queue: index, flows: flows)
             }
             rings.append(ring)
             queues.append(thread)
@@ -68,11 +68,21 @@ final class Gateway {
         } catch {
             // Every thread is told, also when one of them does not answer.
             let undoing: [FlowChange] =
-                undo.setFlows.map { .set($0.key, $0.rule) } + undo.removedFlows.map { .remove($0) }
+                undo.setFlows.map { .set($0.key, $0.rule) } + removals(undo)
             for queue in queues { try? queue.post(undoing) }
             throw error
         }
-        try post(change.removedFlows.map { .remove($0) })
+        try post(removals(change))
+    }
+
+    /// What user space may forget: not the rule that holds a client's SYNs while other sessions need it.
+    private func removals(_ change: SessionChange) -> [FlowChange] {
+        change.removedFlows.compactMap { key in
+            let (client, home) = (key.tuple.source, key.tuple.destination)
+            let isCredit = key.stage == .prerouting && client.port == 0
+            let isShared = isCredit && shared[.credit(client: client.address, home: home)] != nil
+            return isShared ? nil : .remove(key)
+        }
     }
 
     /// Only for a daemon that starts: counts what the sessions share, without changing the table.
@@ -120,7 +130,7 @@ extension TableElement {
     /// Whether several sessions can want the same element.
     var isShared: Bool {
         switch self {
-        case .icmpHome, .icmpPeer: true
+        case .icmpHome, .icmpPeer, .credit: true
         default: false
         }
     }

@@ -17,6 +17,8 @@ package protocol Journal: AnyObject {
     /// A number that is kept by its name; 0 when it was never written.
     func counter(_ name: String) throws(JournalError) -> UInt64
     func setCounter(_ name: String, to value: UInt64) throws(JournalError)
+    /// Writes sessions whose keys have changed, all of them or none.
+    func write(_ sessions: [Session], insteadOf keys: [SessionKey]) throws(JournalError)
 }
 
 package struct JournalContents {
@@ -77,6 +79,7 @@ package struct SessionDocument: Codable, Hashable, Sendable {
         var migration: UInt64
     }
 
+    var id: UInt64
     var client: String
     var clientPort: UInt16?
     var home: String
@@ -165,6 +168,15 @@ package final class SQLiteJournal: Journal {
         }
     }
 
+    package func write(_ sessions: [Session], insteadOf keys: [SessionKey]) throws(JournalError) {
+        try access { database in
+            for key in keys {
+                try database.execute(sql: "DELETE FROM session WHERE key = ?", arguments: ["\(key.original)"])
+            }
+            for session in sessions { try Self.put(session, into: database) }
+        }
+    }
+
     private static func put(_ session: Session, into database: Database) throws {
         let key = "\(session.key.original)"
         if session.isIdle {
@@ -222,6 +234,7 @@ extension ConnectionDocument {
 
 extension SessionDocument {
     package init(_ session: Session) {
+        id = session.id
         client = session.key.client.map { "\($0)" } ?? SessionKey.everyClient
         clientPort = session.key.clientPort
         home = "\(session.key.home)"
@@ -238,12 +251,14 @@ extension SessionDocument {
     var session: Session? {
         let client = IPAddress(self.client)
         guard client != nil || self.client == SessionKey.everyClient, let home = Endpoint(home) else { return nil }
-        var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home))
+        var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home), id: id)
         if let host, let datapath {
             guard let host = Endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
             session.binding = Binding(host: host, datapath: datapath)
         }
-        let names: [String: Transit] = ["frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded]
+        let names: [String: Transit] = [
+            "frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded, "trailing": .trailing,
+        ]
         for entry in transits {
             guard let tuple = FourTuple(document: [entry.source, entry.destination]), let host = Endpoint(entry.host),
                 let transit = names[entry.transit]

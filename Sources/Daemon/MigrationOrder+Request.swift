@@ -13,13 +13,16 @@ package struct MalformedOrder: Error {
 extension MigrationRequest {
     /// Reads a controller's order.
     package init(_ order: MigrationOrder, defaultDatapath: Datapath, checksHost: Bool) throws(MalformedOrder) {
-        guard let home = Endpoint(order.from), home.port != 0 else {
+        let everyone = order.scope == Scope.service.rawValue ? SessionKey.everyClient : nil
+        guard let from = order.from, let named = order.client ?? everyone else {
+            throw MalformedOrder("The order names no session: it takes client and from, or a session's number.")
+        }
+        guard let home = Endpoint(from), home.port != 0 else {
             throw MalformedOrder(
-                "\"\(order.from)\" is not an address with a port: write 192.0.2.1:80 or [2001:db8::1]:80 for --from.")
+                "\"\(from)\" is not an address with a port: write 192.0.2.1:80 or [2001:db8::1]:80 for --from.")
         }
         let client: IPAddress?
         let port: UInt16?
-        let named = order.client ?? (order.scope == Scope.service.rawValue ? SessionKey.everyClient : "")
         if named == SessionKey.everyClient {
             (client, port) = (nil, nil)
         } else if let address = IPAddress(named) {

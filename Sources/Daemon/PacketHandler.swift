@@ -10,17 +10,35 @@ public enum FlowChange: Sendable {
     case remove(FlowKey)
 }
 
+/// A SYN that waits for the control plane's decision.
+@frozen
+public struct HeldPacket: BitwiseCopyable, Hashable, Sendable {
+    /// Which of the daemon's queues has it, from 0.
+    public var queue: UInt16
+    /// The kernel's number of the packet in that queue.
+    public var number: UInt32
+
+    @inlinable
+    public init(queue: UInt16, number: UInt32) {
+        self.queue = queue
+        self.number = number
+    }
+}
+
 /// What a queue thread tells the control plane.
 @frozen
 public struct Observation: BitwiseCopyable, Hashable, Sendable {
     public var segment: ObservedSegment
-    /// Whether the segment went on; it was stopped otherwise.
+    /// Whether the segment went on; it was stopped, or is held, otherwise.
     public var hasPassed: Bool
+    /// What is to be released, when the segment waits.
+    public var held: HeldPacket?
 
     @inlinable
-    public init(segment: ObservedSegment, hasPassed: Bool) {
+    public init(segment: ObservedSegment, hasPassed: Bool, held: HeldPacket? = nil) {
         self.segment = segment
         self.hasPassed = hasPassed
+        self.held = held
     }
 
     /// Whether it is a SYN on its way to a host.
@@ -39,16 +57,19 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
     @usableFromInline let observations: ObservationRing<Observation>
     /// The mark that makes chain `learn` remember the reply's four-tuple.
     @usableFromInline let mark: UInt32
+    @usableFromInline let queue: UInt16
 
-    /// A handler that knows `flows` from the start; `seed` keeps its table's hash from being guessed.
+    /// A handler that knows `flows` from the start; `seed` keeps its table's hash from being guessed; `queue` is the
+    /// number of its queue among the daemon's, from 0.
     public init(
-        observations: ObservationRing<Observation>, mark: UInt32, seed: UInt64,
+        observations: ObservationRing<Observation>, mark: UInt32, seed: UInt64, queue: UInt16 = 0,
         flows: [(key: FlowKey, rule: FlowRule)] = []
     ) {
         table = FlowTable(capacity: max(1024, 2 * flows.count), seed: seed)
         for flow in flows { table.set(flow.key, flow.rule) }
         self.observations = observations
         self.mark = mark
+        self.queue = queue
     }
 
     @inlinable
@@ -56,12 +77,18 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
         let stage: Stage = metadata.hook == Self.postrouting ? .postrouting : .prerouting
         let judgement = table.judge(
             &packet, stage: stage, checksum: metadata.checksum, isWhole: metadata.isWhole)
+        if judgement.ruling == .hold {
+            // A SYN that nobody would hear of would wait for ever; the client sends it again.
+            guard let observed = judgement.observed else { return .drop }
+            let held = HeldPacket(queue: queue, number: metadata.number)
+            return observations.push(Observation(segment: observed, hasPassed: false, held: held)) ? .hold : .drop
+        }
         if let observed = judgement.observed {
             observations.push(Observation(segment: observed, hasPassed: judgement.ruling != .drop))
         }
         switch judgement.ruling {
         case .accept: return .accept
-        case .drop: return .drop
+        case .drop, .hold: return .drop
         case .acceptRewritten:
             return judgement.learnsReply ? .acceptRewritten(mark: mark) : .acceptRewritten
         }

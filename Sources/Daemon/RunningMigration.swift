@@ -10,6 +10,8 @@ internal import Wire
 /// A migration with what belongs to it outside its machine: times, timers, those who wait. Confined to the coordinator.
 final class RunningMigration {
     var machine: MigrationMachine
+    /// The session as it was asked for: its client's port may have changed since.
+    let requested: SessionKey
     let startedAt: UInt64
     let requestedAt: Double
     var switchedAt: Double?
@@ -31,6 +33,7 @@ final class RunningMigration {
 
     init(_ machine: MigrationMachine, eventLog: EventLog) {
         self.machine = machine
+        requested = machine.request.session
         self.eventLog = eventLog
         startedAt = EventLoop.now
         requestedAt = EventLoop.wallClock

@@ -80,7 +80,7 @@ public struct MigrationMachine: Sendable {
     }
 
     public let id: UInt64
-    public let request: MigrationRequest
+    public private(set) var request: MigrationRequest
     public let lifetimes: Lifetimes
     /// The session as it is to be on the gateway, now.
     public private(set) var session: Session
@@ -294,6 +294,12 @@ public struct MigrationMachine: Sendable {
 
     /// The daemon's view of the session after others have changed it (a later migration, an expired transit).
     public mutating func adopt(_ session: Session) { self.session = session }
+
+    /// The session has followed its client to another port.
+    public mutating func follow(_ session: Session) {
+        request.session = session.key
+        self.session = session
+    }
 
     /// The from-host has answered, or has had its time: the kernel stands guard from here.
     private mutating func stand(guardOver connection: LocatedConnection, _ result: ResetResult) -> [Effect] {

@@ -67,6 +67,9 @@ public enum Transit: Hashable, Sendable {
     case awaitingSYN
     /// Answered with a RST by the kernel, for a host that may speak again.
     case guarded
+    /// Still carried by user space to the host it had: the end of a connection whose session is served by another one
+    /// now. A SYN waits for a decision.
+    case trailing
 }
 
 /// A transit with the host it concerns and its end.
@@ -91,14 +94,18 @@ public struct StandingTransit: Hashable, Sendable {
 /// threads' flow tables is derived from it, so that every change is the difference of two values, and undoing one is
 /// the same difference the other way round.
 public struct Session: Hashable, Sendable {
-    public let key: SessionKey
+    /// What the session is called as long as it lives: the number of the migration that made it. 0: not numbered.
+    public let id: UInt64
+    /// Its client's port changes when a session of scope `connection` follows a client that comes back from another one.
+    public internal(set) var key: SessionKey
     public var binding: Binding?
     /// Keyed by the four-tuple that the segments carry when they arrive at the gateway.
     public var transits: [FourTuple: StandingTransit]
     /// Reply tuples (host → client) that the kernel has learnt for this session's rewritten connections.
     public var replies: Set<FourTuple>
 
-    public init(key: SessionKey, binding: Binding? = nil) {
+    public init(key: SessionKey, id: UInt64 = 0, binding: Binding? = nil) {
+        self.id = id
         self.key = key
         self.binding = binding
         transits = [:]
@@ -116,7 +123,7 @@ public struct Session: Hashable, Sendable {
         var elements: [TableElement: UInt32?] = [:]
         for (tuple, standing) in transits {
             switch standing.transit {
-            case .frozen, .awaitingSYN:
+            case .frozen, .awaitingSYN, .trailing:
                 elements[.divert(tuple, .queue)] = .some(standing.lifetime)
             case .guarded:
                 elements[.divert(tuple, .guard)] = .some(standing.lifetime)
@@ -135,6 +142,9 @@ public struct Session: Hashable, Sendable {
         case (.queue, .client):
             elements[.divertClient(client: key.clientEndpoint.address, home: key.home)] = .some(nil)
         }
+        if key.scope == .connection, let client = key.client {
+            elements[.credit(client: client, home: key.home)] = .some(nil)
+        }
         if binding.datapath == .queue {
             elements[.icmpHome(key.home.address)] = .some(nil)
             // Of scope `service` the kernel learns them, together with the replies.
@@ -148,6 +158,9 @@ public struct Session: Hashable, Sendable {
     /// What this session contributes to the flow table of every queue thread.
     public func flows() -> [FlowKey: FlowRule] {
         var flows: [FlowKey: FlowRule] = [:]
+        if binding != nil, key.scope == .connection {
+            flows[FlowKey(stage: .prerouting, tuple: key.original).anyPort] = .holdSYN(.pass)
+        }
         let passage: Passage
         if let binding, binding.datapath == .queue {
             passage = .translateDestination(binding.host)
@@ -165,7 +178,14 @@ public struct Session: Hashable, Sendable {
             let flow = FlowKey(stage: .prerouting, tuple: tuple)
             switch standing.transit {
             case .frozen: flows[flow] = .freeze
-            case .awaitingSYN: flows[flow] = .awaitSYN(tuple.destination == key.home ? passage : .pass)
+            case .awaitingSYN where tuple.destination != key.home: flows[flow] = .awaitSYN(.pass)
+            // A port that the session has left is any other port: who opens from there may be owed a connection, or not.
+            case .awaitingSYN: flows[flow] = isPresent(tuple) ? .awaitSYN(passage) : .awaitDecision
+            case .trailing:
+                flows[flow] = .holdSYN(.translateDestination(standing.host))
+                let reply = FlowKey(
+                    stage: .postrouting, tuple: FourTuple(source: standing.host, destination: tuple.source))
+                flows[reply] = .passage(.translateSource(key.home))
             case .guarded: break
             }
         }
@@ -188,6 +208,8 @@ public struct SessionChange: Sendable {
     public var setFlows: [(key: FlowKey, rule: FlowRule)] = []
     /// Flow rules to remove after it.
     public var removedFlows: [FlowKey] = []
+
+    init() {}
 
     public init(from old: Session, to new: Session) {
         let before = old.elements()

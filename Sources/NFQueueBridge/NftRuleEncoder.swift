@@ -31,6 +31,12 @@ struct NftRuleEncoder {
             compare(octets(mark), to: rule)
         case .isTCP:
             require(protocol: UInt8(IPPROTO_TCP), to: rule)
+        case .isSYN:
+            require(protocol: UInt8(IPPROTO_TCP), to: rule)
+            // Octet 13 of the TCP header (RFC 9293 section 3.1).
+            load(base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: 13, length: 1, into: Self.firstRegister, to: rule)
+            mask([.fin, .syn, .rst, .ack], to: rule)
+            compare([TCPFlags.syn.rawValue], to: rule)
         case .isICMPError(let family):
             require(family, to: rule)
             require(protocol: UInt8(family == .ipv4 ? IPPROTO_ICMP : IPPROTO_ICMPV6), to: rule)
@@ -134,6 +140,17 @@ struct NftRuleEncoder {
         expression.set(NFTNL_EXPR_CMP_SREG, Self.firstRegister)
         expression.set(NFTNL_EXPR_CMP_OP, UInt32(NFT_CMP_EQ.rawValue))
         expression.set(NFTNL_EXPR_CMP_DATA, octets)
+        rule.append(expression)
+    }
+
+    /// Keeps these bits of the octet in the first register.
+    private func mask(_ bits: TCPFlags, to rule: borrowing NftRule) {
+        let expression = NftExpression("bitwise")
+        expression.set(NFTNL_EXPR_BITWISE_SREG, Self.firstRegister)
+        expression.set(NFTNL_EXPR_BITWISE_DREG, Self.firstRegister)
+        expression.set(NFTNL_EXPR_BITWISE_LEN, UInt32(1))
+        expression.set(NFTNL_EXPR_BITWISE_MASK, [bits.rawValue])
+        expression.set(NFTNL_EXPR_BITWISE_XOR, [0 as UInt8])
         rule.append(expression)
     }
 

@@ -38,16 +38,18 @@ public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchec
     /// Values lost because the ring was full.
     public var overflows: UInt64 { lost.load(ordering: .relaxed) }
 
-    /// Adds a value. The consumer is not woken before `signal`.
+    /// Adds a value. The consumer is not woken before `signal`. False when the value is lost.
     @inlinable
-    public func push(_ element: Element) {
+    @discardableResult
+    public func push(_ element: Element) -> Bool {
         let end = tail.load(ordering: .relaxed)
         guard end &- head.load(ordering: .acquiring) <= mask else {
             lost.store(lost.load(ordering: .relaxed) &+ 1, ordering: .relaxed)
-            return
+            return false
         }
         unsafe slots[Int(bitPattern: end & mask)] = element
         tail.store(end &+ 1, ordering: .releasing)
+        return true
     }
 
     /// Wakes the consumer if anything was pushed since the last time; once per batch is enough.

@@ -43,6 +43,7 @@ final class QueueChannel: @unchecked Sendable {
     private let buffers: UnsafeMutablePointer<iovec>
     private let lengths: UnsafeMutablePointer<UInt32>
     private var verdicts: VerdictBuffer
+    private var held: HeldPackets
     private var count = 0
     private var counters = QueueCounters()
     /// Whether the last batch suggests that more packets wait, so that asking for them beats waiting for them.
@@ -66,6 +67,7 @@ final class QueueChannel: @unchecked Sendable {
         unsafe lengths = .allocate(capacity: batch)
         unsafe packets = .allocate(capacity: batch)
         verdicts = VerdictBuffer(queue: queue, capacity: batch)
+        held = HeldPackets(capacity: options.maximumHeld)
         for index in 0..<batch {
             unsafe buffers[index] = unsafe iovec(
                 iov_base: slots + index * Self.slotLength, iov_len: Self.slotLength)
@@ -177,9 +179,22 @@ final class QueueChannel: @unchecked Sendable {
 
     // MARK: - Verdicts
 
-    /// Sends the verdicts of the batch, each exactly once.
+    /// Sends the verdicts of the batch, each exactly once; what is held gets none, and leaves the batch.
     @usableFromInline
     func sendVerdicts() {
+        var decided = 0
+        for index in 0..<count {
+            if unsafe packets[index].verdict.decision == .hold {
+                if unsafe held.insert(packets[index]) {
+                    counters.held += 1
+                    continue
+                }
+                unsafe packets[index].verdict = .drop
+            }
+            if decided != index { unsafe packets[decided] = packets[index] }
+            decided += 1
+        }
+        count = decided
         for index in 0..<count {
             // The kernel puts the payload of a verdict in place of the packet: a part must not go back.
             if unsafe packets[index].verdict.rewritten && !packets[index].metadata.isWhole {
@@ -187,7 +202,7 @@ final class QueueChannel: @unchecked Sendable {
             }
             let verdict = unsafe packets[index].verdict
             switch verdict.decision {
-            case .accept:
+            case .accept, .repeat, .hold:
                 counters.accepted += 1
                 if verdict.rewritten { counters.rewritten += 1 }
             case .drop:
@@ -198,6 +213,20 @@ final class QueueChannel: @unchecked Sendable {
         cells.publish(counters)
         send(0..<count)
         count = 0
+    }
+
+    /// Sends the verdict of a packet that is held. One that is not held (any more) is left alone: it has its verdict.
+    /// Between two batches only.
+    @usableFromInline
+    func release(_ number: UInt32, _ decision: Verdict.Decision) {
+        guard decision != .hold, let mark = held.remove(number) else { return }
+        let metadata = PacketMetadata(hook: 0, checksum: .complete, mark: mark, isWhole: true, number: number)
+        let packet = unsafe QueuedPacket(
+            payload: slots.assumingMemoryBound(to: UInt8.self), length: 0, metadata: metadata, number: number,
+            verdict: Verdict(decision: decision))
+        unsafe packets.initialize(to: packet)
+        count = 1
+        sendVerdicts()
     }
 
     /// Sends the verdicts of these packets in one call or, when the kernel cannot take so much at once, in halves.

@@ -4,8 +4,10 @@ internal import Synchronization
 
 /// What a queue's thread has done since it began; a snapshot, whose fields may be apart by one batch.
 ///
-/// `packets` = `accepted` + `dropped`, when no batch is being decided.
+/// `packets` = `accepted` + `dropped`, when no batch is being decided. A packet that is held counts when it is released.
 public struct QueueCounters: Hashable, Sendable {
+    /// Packets that waited for the control plane's decision, so far.
+    public var held: UInt64 = 0
     /// Packets received from the kernel, each of which got one verdict.
     public var packets: UInt64 = 0
     /// Octets of these packets as received, from the IP header on.
@@ -34,6 +36,7 @@ public struct QueueCounters: Hashable, Sendable {
 
 /// The counters where they are kept: written by the queue's thread alone, read by any.
 final class QueueCounterCells: Sendable {
+    private let held = Atomic<UInt64>(0)
     private let packets = Atomic<UInt64>(0)
     private let octets = Atomic<UInt64>(0)
     private let accepted = Atomic<UInt64>(0)
@@ -48,6 +51,7 @@ final class QueueCounterCells: Sendable {
 
     var snapshot: QueueCounters {
         var counters = QueueCounters()
+        counters.held = held.load(ordering: .relaxed)
         counters.packets = packets.load(ordering: .relaxed)
         counters.octets = octets.load(ordering: .relaxed)
         counters.accepted = accepted.load(ordering: .relaxed)
@@ -64,6 +68,7 @@ final class QueueCounterCells: Sendable {
 
     /// Shows `counters` to the readers. With one writer, plain stores do, without the cost of atomic additions.
     func publish(_ counters: borrowing QueueCounters) {
+        held.store(counters.held, ordering: .relaxed)
         packets.store(counters.packets, ordering: .relaxed)
         octets.store(counters.octets, ordering: .relaxed)
         accepted.store(counters.accepted, ordering: .relaxed)

@@ -91,7 +91,7 @@ extension QueueMessage {
         guard isIntact, let payload, !payload.isEmpty else { return .unreadable(number: number) }
         let metadata = PacketMetadata(
             hook: hook, checksum: checksumState(information), mark: mark,
-            isWhole: wireLength.map { Int($0) == payload.count } ?? true)
+            isWhole: wireLength.map { Int($0) == payload.count } ?? true, number: number)
         return .packet(number: number, payload: payload, metadata)
     }
 

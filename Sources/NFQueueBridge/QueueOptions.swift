@@ -12,6 +12,8 @@ public struct QueueOptions: Hashable, Sendable {
     public var sendBuffer: Int32 = 64 << 20
     /// Packets taken and decided with one pair of system calls, 1 to 256.
     public var batch = 32
+    /// How many packets may wait for `QueueThread.release`; what comes on top is dropped.
+    public var maximumHeld = 1024
     /// Whether the thread is pinned to the CPU with the queue's number, modulo the number of CPUs.
     public var isPinned = true
 

@@ -6,11 +6,12 @@ internal import Synchronization
 
 /// A packet queue and the thread that decides about its packets with a handler of its own, sharing nothing.
 ///
-/// Each packet gets exactly one verdict: the handler's, or drop when it cannot be read. When the thread is stopped, it
+/// Each packet gets exactly one verdict: the handler's, drop when it cannot be read, or, where the handler said `.hold`,
+/// what `release` says. When the thread is stopped, it
 /// decides about what it has been sent; the kernel drops the rest with the binding.
 public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
     @usableFromInline let channel: QueueChannel
-    @usableFromInline let mailbox: Mailbox<Handler.Message>
+    @usableFromInline let mailbox: Mailbox<QueueOrder<Handler.Message>>
     @usableFromInline let thread: QueueThreadHandle
 
     /// Binds packet queue `queue` of the calling thread's network namespace and starts its thread, on which `makeHandler`
@@ -23,7 +24,7 @@ public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
         queue: UInt16, options: QueueOptions = QueueOptions(), makeHandler: @escaping @Sendable () -> Handler
     ) throws(NetlinkError) {
         let channel = try QueueChannel(queue: queue, options: options)
-        let mailbox = try Mailbox<Handler.Message>()
+        let mailbox = try Mailbox<QueueOrder<Handler.Message>>()
         self.channel = channel
         self.mailbox = mailbox
         thread = try QueueThreadHandle(queue: queue, isPinned: options.isPinned) {
@@ -44,11 +45,19 @@ public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
 
     /// Gives `messages` to the handler, in order, and waits until it has them: every packet that is received later is
     /// decided with them in force. Not to be called on the queue's own thread. Throws `MailboxError` after 2 s.
-    public func post(_ messages: [Handler.Message]) throws(MailboxError) { try mailbox.post(messages) }
+    public func post(_ messages: [Handler.Message]) throws(MailboxError) {
+        try mailbox.post(messages.map { .message($0) })
+    }
 
     /// Gives `messages` to the handler, in order, without waiting for that.
     public func postWithoutWaiting(_ messages: [Handler.Message]) throws(MailboxError) {
-        try mailbox.postWithoutWaiting(messages)
+        try mailbox.postWithoutWaiting(messages.map { .message($0) })
+    }
+
+    /// Gives packets that are held their verdict, without waiting for that; after whatever was posted before. A number
+    /// that is not held is ignored. Throws `MailboxError.stopped` when the kernel has dropped them with the queue.
+    public func release(_ packets: [(number: UInt32, decision: Verdict.Decision)]) throws(MailboxError) {
+        try mailbox.postWithoutWaiting(packets.map { .release($0.number, $0.decision) })
     }
 
     /// Ends the thread, destroys its handler and gives the queue back; returns when that is done. Any number of times.
@@ -60,11 +69,11 @@ public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
     /// What the queue's thread does.
     @inlinable
     static func serve(
-        _ channel: QueueChannel, _ mailbox: Mailbox<Handler.Message>, _ makeHandler: () -> Handler
+        _ channel: QueueChannel, _ mailbox: Mailbox<QueueOrder<Handler.Message>>, _ makeHandler: () -> Handler
     ) {
         var handler = makeHandler()
         while !mailbox.isStopping {
-            if let post = mailbox.takeAll() { take(post, &handler) }
+            if let post = mailbox.takeAll() { take(post, channel, &handler) }
             let count = channel.receive(orUntil: mailbox.eventFileDescriptor)
             if count > 0 {
                 decide(channel, count, &handler)
@@ -99,16 +108,32 @@ public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
     }
 
     @inlinable
-    static func take(_ first: MailboxPost<Handler.Message>, _ handler: inout Handler) {
-        var waiting: MailboxPost<Handler.Message>? = first
+    static func take(
+        _ first: MailboxPost<QueueOrder<Handler.Message>>, _ channel: QueueChannel, _ handler: inout Handler
+    ) {
+        var waiting: MailboxPost<QueueOrder<Handler.Message>>? = first
         while let post = waiting {
             if post.begin() {
-                for message in post.messages { handler.receive(message) }
+                for order in post.messages {
+                    switch order {
+                    case .message(let message): handler.receive(message)
+                    case .release(let number, let decision): channel.release(number, decision)
+                    }
+                }
                 post.end()
             }
             waiting = post.takeNext()
         }
     }
+}
+
+/// What a queue's thread is told.
+@usableFromInline
+enum QueueOrder<Message: Sendable>: Sendable {
+    /// For the handler.
+    case message(Message)
+    /// The verdict of a packet that is held.
+    case release(UInt32, Verdict.Decision)
 }
 
 /// A POSIX thread that can be waited for.

@@ -14,24 +14,31 @@ public struct PacketMetadata: Hashable, Sendable {
     /// Whether all octets of the packet are here. A packet longer than 65531 octets, the most that a netlink attribute
     /// holds, comes cut; it can be accepted or dropped, but not rewritten.
     public var isWhole: Bool
+    /// The kernel's number of the packet in its queue: what `QueueThread.release` names it by.
+    public var number: UInt32
 
     @inlinable
-    public init(hook: UInt8, checksum: ChecksumState, mark: UInt32, isWhole: Bool) {
+    public init(hook: UInt8, checksum: ChecksumState, mark: UInt32, isWhole: Bool, number: UInt32 = 0) {
         self.hook = hook
         self.checksum = checksum
         self.mark = mark
         self.isWhole = isWhole
+        self.number = number
     }
 }
 
 /// What becomes of one queued packet.
 @frozen
 public struct Verdict: Hashable, Sendable {
-    /// The kernel's two final verdicts, with its numbers (NF_DROP, NF_ACCEPT).
+    /// The kernel's verdicts, with its numbers (NF_DROP, NF_ACCEPT, NF_REPEAT), and none.
     @frozen
     public enum Decision: UInt8, Hashable, Sendable {
         case drop = 0
         case accept = 1
+        /// The packet begins once more with the chain that queued it.
+        case `repeat` = 4
+        /// No verdict yet: the packet waits in the kernel until `QueueThread.release`.
+        case hold = 255
     }
 
     public var decision: Decision
@@ -52,6 +59,8 @@ public struct Verdict: Hashable, Sendable {
     @inlinable public static var accept: Verdict { Verdict(decision: .accept) }
     /// The packet is gone.
     @inlinable public static var drop: Verdict { Verdict(decision: .drop) }
+    /// The packet waits for `QueueThread.release`.
+    @inlinable public static var hold: Verdict { Verdict(decision: .hold) }
     /// The packet goes on with the octets that the handler left in the span.
     @inlinable public static var acceptRewritten: Verdict { Verdict(decision: .accept, rewritten: true) }
 

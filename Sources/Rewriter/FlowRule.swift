@@ -70,6 +70,11 @@ public enum FlowRule: Hashable, Sendable {
     case awaitSYN(Passage)
     /// The next connection has begun: everything passes.
     case reconnected(Passage)
+    /// A SYN is held until the control plane has said where its connection goes; everything else passes.
+    case holdSYN(Passage)
+    /// Segments of the old connection are dropped and observed; a SYN is held until the control plane has said where its
+    /// connection goes.
+    case awaitDecision
     /// Everything passes; a SYN to a translated destination is observed.
     case passage(Passage)
 }

@@ -10,6 +10,8 @@ public enum Ruling: UInt8, Hashable, Sendable {
     /// It goes on with the octets as they are now.
     case acceptRewritten
     case drop
+    /// It waits for the control plane's decision.
+    case hold
 }
 
 /// Why a packet was ruled as it was, for counters.
@@ -38,7 +40,7 @@ public enum Note: UInt8, Hashable, Sendable, CaseIterable {
 @frozen
 public struct Judgement: Hashable, Sendable {
     public var ruling: Ruling
-    /// The segment, when a rule stopped it (`drop`), when it opened the awaited connection, or when it is a SYN of a
+    /// The segment, when a rule stopped it (`drop`) or holds it (`hold`), when it opened the awaited connection, or when it is a SYN of a
     /// client whose destination was translated (any other ruling).
     public var observed: ObservedSegment?
     /// The destination was translated: the kernel is to learn the reply's four-tuple from this packet.
@@ -102,6 +104,14 @@ extension FlowTable {
             return judgement
         case .freeze:
             return Judgement(.drop, note: .none, observed: tcp.observed(in: packet.span))
+        case .holdSYN(let passage):
+            guard tcp.flags(in: packet.span).opensConnection else {
+                return Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+            }
+            return Judgement(.hold, note: .none, observed: tcp.observed(in: packet.span))
+        case .awaitDecision:
+            let observed = tcp.observed(in: packet.span)
+            return Judgement(observed.flags.opensConnection ? .hold : .drop, note: .none, observed: observed)
         case .awaitSYN(let passage):
             let observed = tcp.observed(in: packet.span)
             // A SYN or, on the host's side, a SYN-ACK.
@@ -150,8 +160,8 @@ extension FlowTable {
         else { return Judgement(.accept, note: .unknownFlow) }
         let passage: Passage
         switch slots[slot].rule {
-        case .freeze, .awaitSYN: return Judgement(.drop, note: .icmp)
-        case .passage(let rule), .reconnected(let rule): passage = rule
+        case .freeze, .awaitSYN, .awaitDecision: return Judgement(.drop, note: .icmp)
+        case .passage(let rule), .reconnected(let rule), .holdSYN(let rule): passage = rule
         }
         let isTranslated: Bool
         switch passage {

@@ -84,6 +84,8 @@ public enum Statement: Hashable, Sendable {
     case hasMark(UInt32)
     /// The packet is TCP.
     case isTCP
+    /// The packet is a TCP segment that opens a connection: SYN without ACK, RST or FIN.
+    case isSYN
     /// The packet is an ICMP error of this family, which quotes the packet it is about (RFC 792; RFC 4443 section 2.1).
     case isICMPError(AddressFamily)
     /// The key is in a set.

@@ -37,6 +37,9 @@ public struct ElementForm: Hashable, Sendable {
         case .divert(let tuple, let diversion):
             (purpose, parts) = (.divert, Parts(tuple))
             value = .goTo(diversion == .queue ? .enqueue : .guarding)
+        case .credit(let client, let home):
+            (purpose, parts) = (.credit, Parts(client, home))
+            value = .goTo(.enqueue)
         case .divertClient(let client, let home):
             (purpose, parts) = (.divertClient, Parts(client, home))
             value = .goTo(.enqueue)
@@ -73,6 +76,9 @@ public struct ElementForm: Hashable, Sendable {
             case .goTo(.guarding): element = key.fourTuple().map { .divert($0, .guard) }
             default: return nil
             }
+        case .credit:
+            guard value == .goTo(.enqueue), let client = key.address(), let home = key.endpoint() else { return nil }
+            element = .credit(client: client, home: home)
         case .divertClient:
             guard value == .goTo(.enqueue), let client = key.address(), let home = key.endpoint() else { return nil }
             element = .divertClient(client: client, home: home)

@@ -38,6 +38,8 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
     public enum Purpose: String, Hashable, Sendable, CaseIterable {
         /// Map: four-tuple → chain. Transit of an old connection, and connections that user space carries.
         case divert
+        /// Map: client, home → chain. Clients some of whose connections have moved: their SYNs wait for a decision.
+        case credit
         /// Map: client, home → chain. Clients all of whose connections user space carries.
         case divertClient = "divert_client"
         /// Map: home → chain. Homes all of whose clients' connections user space carries.
@@ -108,12 +110,12 @@ public struct NamedSet: Hashable, Sendable {
         self.name = name
         switch name.purpose {
         case .divert, .connection, .guarded, .replies: key = fourTuple
-        case .divertClient, .client: key = [address, address, .service]
+        case .credit, .divertClient, .client: key = [address, address, .service]
         case .divertService, .service: key = [address, .service]
         case .icmpHome, .icmpPeer: key = [address]
         }
         switch name.purpose {
-        case .divert, .divertClient, .divertService: value = .verdict
+        case .divert, .credit, .divertClient, .divertService: value = .verdict
         case .connection, .client, .service: value = .data([address, .service])
         case .guarded, .replies, .icmpHome, .icmpPeer: value = .none
         }

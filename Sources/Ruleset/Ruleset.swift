@@ -55,6 +55,7 @@ public struct Ruleset: Hashable, Sendable {
             Chain(
                 .preroutingRaw, hook: BaseHook(.filter, .prerouting, priority: -300),
                 rules: families.map { [.verdict(asSent($0), map: SetName(.divert, $0))] }
+                    + families.map { [.isSYN, .verdict(look($0, .saddr, .daddr, .dport), map: SetName(.credit, $0))] }
                     + families.map { [.verdict(look($0, .saddr, .daddr, .dport), map: SetName(.divertClient, $0))] }
                     + families.map { [.verdict(look($0, .daddr, .dport), map: SetName(.divertService, $0))] }
                     + families.map {

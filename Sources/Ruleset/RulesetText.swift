@@ -78,6 +78,7 @@ extension Statement {
         switch self {
         case .hasMark(let mark): "meta mark \(hexadecimal(mark))"
         case .isTCP: "meta l4proto tcp"
+        case .isSYN: "tcp flags syn / fin,syn,rst,ack"
         case .isICMPError(let family):
             (family == .ipv4 ? "icmp" : "icmpv6") + " type { "
                 + Self.icmpErrorTypes(family).map(\.keyword).joined(separator: ", ") + " }"

@@ -14,6 +14,8 @@ public enum Diversion: Hashable, Sendable {
 public enum TableElement: Hashable, Sendable {
     /// Segments with this four-tuple, as they arrive at the gateway, are diverted.
     case divert(FourTuple, Diversion)
+    /// SYNs of this client address to this home go to a queue: one of its sessions may have lost its connection.
+    case credit(client: IPAddress, home: Endpoint)
     /// All segments of this client address to this home go to a queue.
     case divertClient(client: IPAddress, home: Endpoint)
     /// All segments to this home go to a queue.
@@ -80,6 +82,7 @@ extension TableElement: CustomStringConvertible {
         switch self {
         case .divert(let tuple, .queue): "divert { \(tuple) : goto enqueue }"
         case .divert(let tuple, .guard): "divert { \(tuple) : goto guard }"
+        case .credit(let client, let home): "credit { \(client)→\(home) : goto enqueue }"
         case .divertClient(let client, let home): "divert_client { \(client)→\(home) : goto enqueue }"
         case .divertService(let home): "divert_service { \(home) : goto enqueue }"
         case .connection(let tuple, let host): "connection { \(tuple) : \(host) }"

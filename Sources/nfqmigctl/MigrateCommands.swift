@@ -13,7 +13,10 @@ struct SessionOptions: ParsableArguments {
     var client: String?
 
     @Option(help: "The home: the address and port that the client believes it talks to.")
-    var from: String
+    var from: String?
+
+    @Option(help: "The number of a session that is known, in place of --client and --from.")
+    var session: UInt64?
 
     @Option(help: "connection, client or service; without it, --client decides. A service has no --client.")
     var scope: String?
@@ -22,8 +25,13 @@ struct SessionOptions: ParsableArguments {
     var passive = false
 
     func validate() throws {
-        guard client != nil || scope == "service" else {
-            throw ValidationError("Name the client with --client, or every client with --scope service.")
+        if session != nil {
+            guard client == nil, from == nil, scope == nil else {
+                throw ValidationError("--session says which client, home and scope: leave those out, or --session.")
+            }
+        } else if from == nil || client == nil && scope != "service" {
+            throw ValidationError(
+                "A session is named by --client and --from, by --from and --scope service, or by --session.")
         }
     }
 }
@@ -90,8 +98,8 @@ private func order(
     to: String, datapath: String?, _ session: SessionOptions, _ waiting: WaitOptions, _ options: CommonOptions
 ) async throws {
     let order = MigrationOrder(
-        client: session.client, from: session.from, to: to, scope: session.scope, datapath: datapath,
-        passive: session.passive)
+        session: session.session, client: session.client, from: session.from, to: to, scope: session.scope,
+        datapath: datapath, passive: session.passive)
     var report: MigrationReport = try await options.client.post("/v1/migrations", order)
     if waiting.wait, report.outcome == nil {
         report = try await options.client.get("/v1/migrations/\(report.id)", query: ["wait": "\(waiting.timeout)"])

@@ -35,12 +35,12 @@ func table(_ header: [String], _ rows: [[String]]) -> String {
 }
 
 extension SessionList {
-    static let header = ["CLIENT", "HOME", "HOST", "SCOPE", "DATAPATH", "GUARDS", "MIGRATION"]
+    static let header = ["SESSION", "CLIENT", "HOME", "HOST", "SCOPE", "DATAPATH", "GUARDS", "MIGRATION"]
 
     var rows: [[String]] {
         sessions.map {
             [
-                $0.client, $0.home, $0.host == $0.home ? "home" : $0.host, $0.scope, $0.datapath ?? "-",
+                "\($0.id)", $0.client, $0.home, $0.host == $0.home ? "home" : $0.host, $0.scope, $0.datapath ?? "-",
                 "\($0.transits)", $0.migration.map(String.init) ?? "-",
             ]
         }

@@ -11,7 +11,8 @@ struct ElementFormTests {
         let (client, home, host) = (try endpoint(client), try endpoint(home), try endpoint(host))
         let tuple = FourTuple(source: client, destination: home)
         return [
-            .divert(tuple, .queue), .divert(tuple, .guard), .divertClient(client: client.address, home: home),
+            .divert(tuple, .queue), .divert(tuple, .guard), .credit(client: client.address, home: home),
+            .divertClient(client: client.address, home: home),
             .connection(tuple, host: host), .client(client.address, home: home, host: host), .guarded(tuple),
             .reply(tuple), .icmpHome(home.address), .icmpPeer(client.address),
         ]
@@ -50,7 +51,7 @@ struct ElementFormTests {
         let mixed: [TableElement] = [
             .divert(FourTuple(source: four, destination: six), .queue),
             .divert(FourTuple(source: six, destination: four), .guard),
-            .divertClient(client: four.address, home: six),
+            .divertClient(client: four.address, home: six), .credit(client: six.address, home: four),
             .connection(FourTuple(source: four, destination: six), host: four),
             .connection(pair, host: four),
             .client(six.address, home: six, host: four), .client(six.address, home: four, host: six),

@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A client with eight connections to one home, three of them moved with scope connection: whenever it comes back from
+other source ports, exactly three of its connections are on the to-host, also with connections in between that nobody
+moved, and after the daemon has started anew. Both datapaths, both families; a hundred runs, or twelve."""
+
+import os
+import random
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+
+import tap
+from inspection import sockets
+from lab import address, endpoint
+from matrix import percentile
+from stage import Stage
+
+PORT, OTHER, ALL, MOVED = 7000, 7001, 8, 3
+
+
+class Group:
+    """Eight connections of the client to home, of one family, and the three of them that move in each run."""
+
+    def __init__(self, case, stage, datapath, family):
+        self.case, self.stage, self.datapath, self.family = case, stage, datapath, family
+        self.client, self.daemon = stage.client, stage.daemon
+        self.names = ["%s%d-%d" % (datapath[0], family, number) for number in range(ALL)]
+        self.home = endpoint(stage.lab.home(family), PORT)
+        self.failures, self.plain, self.credit = [], [], []
+        for name in self.names:
+            self.client.open(name, "idle", stage.lab.home(family), PORT)
+
+    def present(self, name):
+        """The endpoint from which a connection comes now."""
+        return endpoint(address("c", self.family), self.client.seen(name, "up")[-1]["sport"])
+
+    def settled(self, *more, patience=8):
+        """The host of every connection, once all of them have one."""
+        deadline, names = time.monotonic() + patience, self.names + list(more)
+        while True:
+            said = self.client.stats()
+            if all(said[name]["state"] == "up" for name in names) or time.monotonic() > deadline:
+                return {name: said[name]["server"] if said[name]["state"] == "up" else said[name]["state"]
+                        for name in names}
+            time.sleep(0.01)
+
+    def on_b(self):
+        """Connections to B's service that B itself has, from this client's address of this family."""
+        return sum(1 for socket in sockets(self.stage.lab, "b")
+                   if socket[0] == "ESTAB" and socket[2] == PORT and socket[3] == address("c", self.family))
+
+    def expect(self, run, what, wanted, *more):
+        hosts = self.settled(*more)
+        found, strange = list(hosts.values()).count("B"), set(hosts.values()) - {"A", "B"}
+        deadline = time.monotonic() + 3
+        while self.on_b() != found and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if found != wanted or strange or self.on_b() != found:
+            self.failures.append("run %d, %s: %d on B, which has %d, wanted %d: %s" % (
+                run, what, found, self.on_b(), wanted, hosts))
+
+    def again(self, names):
+        """Drop these connections and open them again, from other ports, all at once; the times this took."""
+        mark = self.client.mark()
+        for name in names:
+            self.client.order(do="cycle", id=name)
+        ups = [self.client.await_up(name, mark=mark) for name in names]
+        return [up["took"] * 1e3 for up in ups if up]
+
+    def bound(self):
+        return [session for session in self.daemon.sessions() or () if session["home"] == self.home
+                and session["host"] != self.home]
+
+    def run(self, number, choice, restart):
+        client, lab = self.client, self.stage.lab
+        self.plain += self.again(self.names[:2])
+        moved = choice.sample(self.names, MOVED)
+        for count, name in enumerate(moved):
+            answer = self.daemon.migrate(self.present(name), self.home, address("b", self.family), "--datapath",
+                                         self.datapath)
+            if answer.code:
+                self.failures.append("run %d, %s: %s" % (number, name, answer))
+            if count == 0:
+                # Of no concern: another port of home, and another host.
+                for word, to, port in (("o", lab.home(self.family), OTHER), ("d", address("d", self.family), PORT)):
+                    client.open(self.names[0] + word, "idle", to, port)
+        self.expect(number, "moved", MOVED)
+        ids = {session["id"]: session["client"] for session in self.bound()}
+        if restart:
+            self.daemon.stop()
+            self.daemon.start()
+        self.credit += self.again(self.names)
+        self.expect(number, "all eight reconnect", MOVED)
+        names = choice.sample(self.names, 3)
+        self.again(names)
+        self.again(names)
+        self.expect(number, "some reconnect, twice", MOVED)
+
+        # An unrelated connection to the same home: nobody is owed one, so it goes home.
+        client.open(self.names[0] + "u", "idle", lab.home(self.family), PORT)
+        self.expect(number, "another connection, nothing owed", MOVED, self.names[0] + "u")
+        client.close(self.names[0] + "u")
+        # And one together with a connection that comes back: whoever is first takes the credit.
+        one = choice.choice([name for name, host in self.settled().items() if host == "B"])
+        extra = self.names[0] + "v"
+        client.order(do="cycle", id=one)
+        client.open(extra, "idle", lab.home(self.family), PORT)
+        self.expect(number, "another connection meanwhile", MOVED, extra)
+        client.close(extra)
+        time.sleep(0.05)
+        at_home = [name for name, host in self.settled().items() if host == "A"]
+        self.again(choice.sample(at_home, 2))
+        self.expect(number, "two of home reconnect", MOVED)
+
+        sessions = self.bound()
+        if {session["id"] for session in sessions} != set(ids) or len(ids) != MOVED:
+            self.failures.append("run %d: sessions %s have become %s" % (number, ids, sessions))
+        if {session["client"] for session in sessions} == set(ids.values()):
+            self.failures.append("run %d: no session has followed its client: %s" % (number, sessions))
+        for place, session in enumerate(sessions):
+            # By its number, or by the present port.
+            words = (["return", "--session", session["id"]] if place % 2 else
+                     ["return", "--client", session["client"], "--from", self.home])
+            answer = self.daemon.ctl(*words, "--wait", "--json")
+            if answer.code or answer["session"] != session["id"]:
+                self.failures.append("run %d, return of %s: %s" % (number, session, answer))
+        self.expect(number, "home again", 0)
+        for word in "od":
+            if not client.works(self.names[0] + word):
+                self.failures.append("run %d: an unrelated connection does not work" % number)
+            client.close(self.names[0] + word)
+
+    def close(self):
+        for name in self.names:
+            self.client.close(name)
+
+
+def body(case):
+    runs = 25 if case.full else 3
+    choice = random.Random(793)
+    with Stage([PORT, OTHER]) as stage:
+        for datapath in ("kernel", "queue"):
+            for family in (4, 6):
+                group = Group(case, stage, datapath, family)
+                for number in range(runs):
+                    group.run(number, choice, restart=number % 3 == 1)
+                what = "datapath %s, IPv%d" % (datapath, family)
+                case.ok(not group.failures, "%s: %d runs, each time exactly %d of the connections are on B" % (
+                    what, runs, MOVED), lambda: "%d\n%s" % (len(group.failures), "\n".join(group.failures[:8])))
+                case.note("%s: reconnect, ms, median and 95 %%: %.2f %.2f with nothing bound; %.2f %.2f all eight at "
+                          "once, three of them with a credit" % (
+                              what, *(percentile(each, part) for each in (group.plain, group.credit)
+                                      for part in (0.5, 0.95))))
+                case.ok(percentile(group.credit, 0.5) < 500, "%s: nobody waits for a repeated SYN" % what)
+                group.close()
+        stage.clean(case)
+        stage.healthy(case)
+
+
+if __name__ == "__main__":
+    tap.main(body)
