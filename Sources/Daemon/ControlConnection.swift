@@ -111,7 +111,7 @@ final class ControlConnection: ChannelDuplexHandler {
         case ChannelEvent.inputClosed:
             // Somebody who has sent a whole request may still read its answer.
             isInputClosed = true
-            if state == .receiving { context.close(promise: nil) }
+            if state != .answering { context.close(promise: nil) }
         case is ControlService.Ending:
             if state == .receiving { context.close(promise: nil) }
         default:
@@ -124,13 +124,17 @@ final class ControlConnection: ChannelDuplexHandler {
             return context.write(data, promise: promise)
         }
         answering = nil
-        if isInputClosed {
-            state = .closing
-        } else {
+        guard isInputClosed else {
             state = .receiving
             awaitRequest(context)
+            return context.write(data, promise: promise)
         }
-        context.write(data, promise: promise)
+        // Nothing more comes: the last answer ends the connection.
+        state = .closing
+        let written = promise ?? context.eventLoop.makePromise()
+        let bound = NIOLoopBound(context, eventLoop: context.eventLoop)
+        written.futureResult.whenComplete { _ in bound.value.close(promise: nil) }
+        context.write(data, promise: written)
     }
 
     private func awaitRequest(_ context: ChannelHandlerContext) {
@@ -158,7 +162,9 @@ final class ControlConnection: ChannelDuplexHandler {
         context.write(wrapOutboundOut(.head(reply.head(version: .http1_1, closes: true))), promise: nil)
         context.write(wrapOutboundOut(.body(.byteBuffer(ByteBuffer(bytes: reply.body)))), promise: nil)
         context.writeAndFlush(wrapOutboundOut(.end(nil)), promise: nil)
-        // A close at once could overtake the answer, since the sender is still sending.
+        if isInputClosed { return context.close(promise: nil) }
+        // The sender is still sending: closed at once, it would see its own failure before it reads the answer.
+        context.close(mode: .output, promise: nil)
         let bound = NIOLoopBound(context, eventLoop: context.eventLoop)
         context.eventLoop.scheduleTask(in: .seconds(Self.lingering)) { bound.value.close(promise: nil) }
     }

@@ -62,7 +62,7 @@ struct ControlService {
         limits.maxHeaderListSize = Self.longestHeaders
         limits.maxHeaderFieldCount = 64
         return ServerBootstrap(group: group)
-            .serverChannelOption(.backlog, value: 128)
+            .serverChannelOption(.backlog, value: 1024)
             .childChannelOption(.allowRemoteHalfClosure, value: true)
             .childChannelInitializer { [limits] channel in
                 Caller.ofOtherEnd(of: channel).flatMapThrowing { caller in

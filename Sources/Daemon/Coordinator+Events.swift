@@ -31,7 +31,7 @@ extension Coordinator {
                 // A browser's EventSource, and nfqmigctl, resume with the header; it knows better than the address.
                 let after: UInt64?
                 if let text = request.headers["last-event-id"], !text.isEmpty {
-                    guard let number = UInt64(text) else {
+                    guard let number = ControlRequest.number(text) else {
                         throw Problem(kind: .malformedRequest, detail: "Last-Event-ID takes the id of an event.")
                     }
                     after = number
@@ -118,9 +118,14 @@ extension ControlRequest {
     /// A whole number of the query; nil when it is absent.
     func number(_ name: String) throws(Problem) -> UInt64? {
         guard let text = query[name] else { return nil }
-        guard let number = UInt64(text) else {
-            throw Problem(kind: .malformedRequest, detail: "\(name) takes a whole number.")
+        guard let number = Self.number(text) else {
+            throw Problem(kind: .malformedRequest, detail: "\(name) takes a whole number up to 2^53 - 1.")
         }
         return number
+    }
+
+    /// A whole number that every JSON reader holds exactly (RFC 8259 section 6).
+    static func number(_ text: String) -> UInt64? {
+        UInt64(text).flatMap { $0 < 1 << 53 ? $0 : nil }
     }
 }

@@ -92,6 +92,7 @@ extension Coordinator {
             ControlRoute("GET", "/v1/migrations", query: ["client", "home", "state"] + paging) { request in
                 let (client, home) = (try request.endpointFilter("client"), try request.endpointFilter("home"))
                 let state = request.wordFilter("state")
+                _ = try request.number("after")
                 var list = await self.migrationList()
                 list.migrations.removeAll { !client($0.client) || !home($0.home) || !state($0.outcome ?? "running") }
                 (list.migrations, list.next) = try PageRequest(request).page(of: list.migrations, by: \.id)

@@ -49,7 +49,7 @@ package final class EventLog {
     }
 
     /// Whether everything after `id` is still here.
-    package func keepsAll(after id: UInt64) -> Bool { id + 1 >= oldestID && id <= lastID }
+    package func keepsAll(after id: UInt64) -> Bool { id <= lastID && id + 1 >= oldestID }
 
     /// The events after `id` that `filter` lets through, `limit` at most, and the number up to which that is everything.
     /// nil when some of them are gone.

@@ -104,18 +104,30 @@ private struct Connection {
     let channel: Parts
 
     init(_ socket: String) async throws {
-        do {
-            channel = try await ClientBootstrap(group: MultiThreadedEventLoopGroup.singleton)
-                .connect(unixDomainSocketPath: socket) { channel in
-                    channel.eventLoop.makeCompletedFuture {
-                        try channel.pipeline.syncOperations.addHTTPClientHandlers()
-                        return try Parts(wrappingChannelSynchronously: channel)
-                    }
-                }
-        } catch {
-            let isForbidden = (error as? IOError)?.errnoCode == EACCES
-            throw Unreachable(socket: socket, reason: isForbidden ? .noPermission : .nobody)
+        var attempts = 0
+        while true {
+            do {
+                channel = try await Self.connect(socket)
+                return
+            } catch let error as IOError where error.errnoCode == EAGAIN && attempts < 100 {
+                // It listens, and many others have come at the same time.
+                attempts += 1
+                try await Task.sleep(for: .milliseconds(20))
+            } catch {
+                let isForbidden = (error as? IOError)?.errnoCode == EACCES
+                throw Unreachable(socket: socket, reason: isForbidden ? .noPermission : .nobody)
+            }
         }
+    }
+
+    private static func connect(_ socket: String) async throws -> Parts {
+        try await ClientBootstrap(group: MultiThreadedEventLoopGroup.singleton)
+            .connect(unixDomainSocketPath: socket) { channel in
+                channel.eventLoop.makeCompletedFuture {
+                    try channel.pipeline.syncOperations.addHTTPClientHandlers()
+                    return try Parts(wrappingChannelSynchronously: channel)
+                }
+            }
     }
 
     /// Sends a request and gives the whole answer. Throws `Interrupted` when it breaks off.
