@@ -19,6 +19,7 @@ class Scene:
         self.client_ip, self.home = address("c", family), lab.home(family)
         self.c = tcp(lab, "c", self.home, sport)
         self.a = None
+        self.request = b""  # what the client has to say first, to whomever it is connected
 
     def connect(self):
         self.c.settimeout(5)
@@ -33,6 +34,7 @@ class Scene:
     def opens(self, data=None):
         """Begin to connect, with data in the SYN if there are any; return without waiting."""
         self.c.setblocking(False)
+        self.request = data or b""
         try:
             self.c.sendto(data, MSG_FASTOPEN, (self.home, PORT)) if data else self.c.connect((self.home, PORT))
         except BlockingIOError:

@@ -91,7 +91,13 @@ def served_by_b(scene, client):
         accepted.sendall(b"B")
         served = client.recv(1) == b"B"
         client.sendall(b"c")
-        return served and accepted.recv(64)[-1:] == b"c"
+        heard = b""
+        while not heard.endswith(b"c"):
+            octets = accepted.recv(64)
+            if not octets:
+                return "no: B has heard %r" % heard
+            heard += octets
+        return served and heard == scene.request + b"c"
     except OSError as error:
         return "no: %r" % error
     finally:
