@@ -53,6 +53,8 @@ class Stage:
     def who(self, name):
         """The client of a session as the command line names it: with its port when the scope is one connection."""
         session = self.sessions[name]
+        if session["scope"] == "service":
+            return "any"
         ip = address("c", session["family"])
         return endpoint(ip, session["sport"]) if session["scope"] == "connection" else ip
 

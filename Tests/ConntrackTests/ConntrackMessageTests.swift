@@ -52,6 +52,17 @@ import Wire
                     original: Self.tuple, reply: Self.tuple, state: .established, mark: 5, timeout: 432_000,
                     id: 0x0102_0304, status: 0x18e, originalCount: TrafficCount(packets: 7, octets: 1 << 32)))
         #expect(entry?.isAssured == true)
+        #expect(entry?.isClosedByInitiator == false)
+        let closing: [UInt8] =
+            [52, 0, 1, 0x80] + Self.tupleOctets + [52, 0, 2, 0x80] + Self.tupleOctets + [
+                32, 0, 4, 0x80, 28, 0, 1, 0x80, 5, 0, 1, 0, 5, 0, 0, 0,  // CTA_PROTOINFO, TCP, state CLOSE_WAIT
+                6, 0, 4, 0, 0x27, 0, 0, 0, 6, 0, 5, 0, 0x23, 0, 0, 0,  // CLOSE_INIT in the original direction
+            ]
+        #expect(ConnectionEntry(attributes: closing.span)?.isClosedByInitiator == true)
+        var reply = closing
+        (reply[reply.count - 12], reply[reply.count - 4]) = (0x23, 0x27)
+        #expect(ConnectionEntry(attributes: reply.span)?.state == .closeWait)
+        #expect(ConnectionEntry(attributes: reply.span)?.isClosedByInitiator == false)
         #expect(entry?.hasReply == true)
         var udp = attributes
         udp[32] = 17

@@ -34,6 +34,18 @@ import Wire
         }
     }
 
+    @Test func `a service's session comes back beside its clients'`() throws {
+        try withDirectory { directory in
+            let one = try session()
+            var service = Session(key: SessionKey(client: nil, clientPort: nil, home: one.key.home))
+            service.binding = one.binding
+            let journal = try SQLiteJournal(directory: directory)
+            try journal.write(one)
+            try journal.write(service)
+            #expect(try Set(journal.load().sessions) == [one, service])
+        }
+    }
+
     @Test func `an idle session is forgotten`() throws {
         try withDirectory { directory in
             let journal = try SQLiteJournal(directory: directory)

@@ -27,6 +27,20 @@ import Wire
         #expect(wide.passive)
     }
 
+    @Test func `a service has every client`() throws {
+        let home = "198.51.100.1:80"
+        for order in [
+            MigrationOrder(client: nil, from: home, to: "198.51.100.2", scope: "service"),
+            MigrationOrder(client: "any", from: home, to: "198.51.100.2", scope: "service"),
+            MigrationOrder(client: "any", from: home, to: "198.51.100.2"),
+        ] {
+            let key = try read(order).session
+            #expect(key.scope == .service)
+            #expect(key.client == nil)
+            #expect("\(key)" == "the connections of all clients to 198.51.100.1:80")
+        }
+    }
+
     @Test func `home is home by any name`() throws {
         for to in [nil, "home", "198.51.100.1", "198.51.100.1:80"] as [String?] {
             #expect(try read(MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: to)).to == nil)
@@ -47,6 +61,11 @@ import Wire
         MigrationOrder(client: "224.0.0.1", from: "198.51.100.1:80", to: "198.51.100.2"),
         MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: "198.51.100.2", scope: "connection"),
         MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: "198.51.100.2", scope: "world"),
+        MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: "198.51.100.2", scope: "service"),
+        MigrationOrder(client: "any", from: "198.51.100.1:80", to: "198.51.100.2", scope: "client"),
+        MigrationOrder(client: "any", from: "198.51.100.1:80", to: "198.51.100.2", scope: "connection"),
+        MigrationOrder(client: nil, from: "198.51.100.1:80", to: "198.51.100.2"),
+        MigrationOrder(client: nil, from: "198.51.100.1:80", to: "2001:db8::2", scope: "service"),
         MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: "198.51.100.2", datapath: "tape"),
     ])
     func `what cannot be meant is refused in one sentence`(order: MigrationOrder) {

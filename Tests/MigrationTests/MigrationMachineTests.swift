@@ -142,6 +142,41 @@ private struct Driver {
         #expect(driver.machine.outcome == .proven)
     }
 
+    @Test func `a client that has closed its end is neither reset nor awaited`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        var leaving = Cast.connection
+        leaving.phase = .leaving
+        driver.found = [leaving]
+        driver.tell(.requested)
+        #expect(driver.machine.clientResult(leaving) == .leaving)
+        #expect(driver.machine.outcome == nil)
+        driver.tell(.serverReset(leaving, .proven))
+        #expect(driver.machine.outcome == .proven)
+    }
+
+    @Test func `a service without clients can be bound, a client without connections cannot`() {
+        let key = SessionKey(client: nil, clientPort: nil, home: Cast.home)
+        for datapath in Datapath.allCases {
+            var driver = Driver(
+                MigrationRequest(session: key, to: Cast.b, datapath: datapath, passive: false))
+            driver.found = []
+            driver.tell(.requested)
+            #expect(driver.machine.outcome == .proven)
+            let elements = driver.machine.session.elements().keys
+            #expect(elements.contains(.service(home: Cast.home, host: Cast.b)) == (datapath == .kernel))
+            #expect(elements.contains(.divertService(home: Cast.home)) == (datapath == .queue))
+        }
+    }
+
+    @Test func `a kernel binding passes the queue that a wider one brings it into`() {
+        var session = Session(key: Cast.key(.client))
+        session.binding = Binding(host: Cast.b, datapath: .kernel)
+        #expect(session.flows() == [FlowKey(stage: .prerouting, tuple: session.key.original): .passage(.pass)])
+        #expect(SessionKey.covering(Cast.connection.clientSide).map(\.scope) == [.connection, .client, .service])
+        let client = Endpoint(address: Cast.client.address, port: 1)
+        #expect(SessionKey.covering(Cast.connection.clientSide).map { $0.covers(client) } == [false, true, true])
+    }
+
     @Test func `a client that does not come back is waited for once, then reported without`() {
         var driver = Driver(Cast.request(to: Cast.b))
         driver.tell(.requested)

@@ -100,6 +100,7 @@ enum NetfilterTableLab {
         return [
             .divert(tuple, .queue), .divert(tuple.reversed, .guard),
             .divertClient(client: client.address, home: home),
+            .divertService(home: home), .service(home: home, host: host),
             .connection(tuple, host: host),
             .client(client.address, home: home, host: host),
             .guarded(tuple), .reply(FourTuple(source: host, destination: client)),

@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import Rewriter
 import Testing
 import Wire
+
+@testable import Rewriter
+
+extension FlowTable {
+    /// The rule that a packet of this flow meets.
+    fileprivate func coveringRule(_ key: FlowKey) -> FlowRule? { covering(key).map { slots[$0].rule } }
+}
 
 @Suite struct FlowTableTests {
     private func key(using random: inout SplitMix64, ports: UInt16) -> FlowKey {
@@ -49,6 +55,34 @@ import Wire
         for key in dictionary.keys { table.remove(key) }
         #expect(table.count == 0)
         for key in dictionary.keys { #expect(table.lookup(key) == nil) }
+    }
+
+    @Test(arguments: Stage.allCases)
+    func `the narrowest rule covers a flow, and every client's only while there is one`(_ stage: Stage) throws {
+        let client = try #require(Endpoint("192.0.2.9:40000"))
+        let other = try #require(Endpoint("192.0.2.10:40000"))
+        let peer = try #require(Endpoint("198.51.100.1:80"))
+        func key(_ client: Endpoint) -> FlowKey {
+            let tuple = FourTuple(source: client, destination: peer)
+            return FlowKey(stage: stage, tuple: stage == .prerouting ? tuple : tuple.reversed)
+        }
+        var table = FlowTable(seed: 1)
+        table.set(key(client).anyClient, .passage(.translateDestination(peer)))
+        table.set(key(client).anyClient, .passage(.translateSource(peer)))
+        table.set(key(client).anyPort, .passage(.pass))
+        table.set(key(client), .freeze)
+        #expect(table.coveringRule(key(client)) == .freeze)
+        table.remove(key(client))
+        #expect(table.coveringRule(key(client)) == .passage(.pass))
+        table.remove(key(client).anyPort)
+        #expect(table.coveringRule(key(client)) == .passage(.translateSource(peer)))
+        #expect(table.coveringRule(key(other)) == .passage(.translateSource(peer)))
+        let elsewhere = Endpoint(address: peer.address, port: 81)
+        var miss = key(client)
+        if stage == .prerouting { miss.tuple.destination = elsewhere } else { miss.tuple.source = elsewhere }
+        #expect(table.coveringRule(miss) == nil)
+        table.remove(key(client).anyClient)
+        #expect(table.coveringRule(key(client)) == nil)
     }
 
     @Test func `a table that is filled and emptied for long finds and misses as before, and does not grow`() {

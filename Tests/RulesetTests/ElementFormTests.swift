@@ -13,6 +13,7 @@ struct ElementFormTests {
         return [
             .divert(tuple, .queue), .divert(tuple, .guard), .credit(client: client.address, home: home),
             .divertClient(client: client.address, home: home),
+            .divertService(home: home), .service(home: home, host: host),
             .connection(tuple, host: host), .client(client.address, home: home, host: host), .guarded(tuple),
             .reply(tuple), .icmpHome(home.address), .icmpPeer(client.address),
         ]
@@ -55,6 +56,7 @@ struct ElementFormTests {
             .connection(FourTuple(source: four, destination: six), host: four),
             .connection(pair, host: four),
             .client(six.address, home: six, host: four), .client(six.address, home: four, host: six),
+            .service(home: four, host: six),
             .guarded(FourTuple(source: four, destination: six)), .reply(FourTuple(source: six, destination: four)),
         ]
         for element in mixed {

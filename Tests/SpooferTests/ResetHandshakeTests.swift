@@ -193,6 +193,22 @@ import Wire
         #expect(said(960, at: 902_000_000) == [960])
     }
 
+    @Test func `a client that is leaving is sent nothing until it speaks`() {
+        var handshake = Self.handshake(.client, state: .leaving)
+        #expect(handshake.start(at: 0).isEmpty)
+        #expect(handshake.deadline == nil)
+        let sent = Self.segments(handshake.observed(Self.said(handshake, seq: 7000, ack: 900, [.fin, .ack]), at: 1))
+        #expect(sent.map(\.flags) == [[.rst, .ack]])
+        #expect(sent.first?.sequence.rawValue == 900)
+        #expect(
+            handshake.observed(Self.said(handshake, seq: 100, ack: 0, .syn), at: 2) == [.finish(.reconnected)])
+    }
+
+    @Test func `a host whose client is leaving is challenged like any other`() {
+        var handshake = Self.handshake(.server, state: .leaving)
+        #expect(Self.segments(handshake.start(at: 0)).count == 4)
+    }
+
     @Test func `nothing is sent to a client once its reset is proven`() throws {
         var handshake = Self.handshake(.client)
         let nonce = try #require(Self.segments(handshake.start(at: 0)).first).acknowledgement.rawValue

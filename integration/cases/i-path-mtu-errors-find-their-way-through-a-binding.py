@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A link beyond the gateway gets a smaller MTU after the migration, on the client's side or on the host's: the ICMP
 error of the router there reaches its sender in the names the sender knows, and the bulk transfer goes on. Both
-datapaths, both families; also when the small link is the gateway's own."""
+datapaths, both families; also when the small link is the gateway's own, and when the binding is a whole service's."""
 
 import os
 import re
@@ -31,14 +31,14 @@ def learned(stage, host, family, peer):
     return int(match.group(1)) if match else None
 
 
-def one(case, stage, family, datapath, place):
+def one(case, stage, family, datapath, place, scope=None):
     ends, learner = PLACES[place]
-    what = "the %s link, IPv%d, %s datapath" % (place, family, datapath)
-    name = "s-%d-%s-%s-%s" % (family, datapath, *ends[0])
+    what = "the %s link, IPv%d, %s datapath, scope %s" % (place, family, datapath, scope or "connection")
+    name = "s-%d-%s-%s-%s-%s" % (family, datapath, scope, *ends[0])
     client, home = address("c", family), stage.lab.home(family)
     peer = home if learner == "c" else client
     try:
-        stage.open(name, "bulk", PORT, family, sport=20001, rate=3000000)
+        stage.open(name, "bulk", PORT, family, sport=20001, rate=3000000, scope=scope)
         answer, up, _ = stage.moved(name, "b", "--datapath", datapath)
         if not case.ok(answer.code == 0 and bool(up) and stage.client.works(name), what + ": the session is on B",
                        lambda: str(answer)):
@@ -78,6 +78,8 @@ def body(case):
                     continue
                 for family in (4, 6):
                     one(case, stage, family, datapath, place)
+                    if case.full or (datapath == "queue" and family == 4):
+                        one(case, stage, family, datapath, place, "service")
             stage.clean(case)
             stage.healthy(case)
 

@@ -5,7 +5,6 @@ client is reset, kicked, or left alone as docs/connection-states.md says, and wh
 
 import errno
 import os
-import socket
 import sys
 import threading
 import time
@@ -14,217 +13,36 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 
 import tap
 from capture import ACK, RST, SYN, Capture
-from foreign import MSG_FASTOPEN, abort, fate, fill, listener, tcp
-from inspection import children, sockets
+import states
+from foreign import abort, fate, listener, tcp
+from inspection import children
 from lab import Lab, address, endpoint
 from product import Daemon
 from stage import captures
+from states import PORT, Scene
 
-PORT = 7000
 # Between the kernel's change of the table and the daemon's note of the time a packet may still be on its way.
 SLACK = 0.001
 # Who says so: forwarded segments reach an end with one hop less than the gateway's own.
 FORWARDED, GATEWAY = 63, 64
 
-
-class Scene:
-    """One connection C:sport ↔ A, both ends in this process. `lose` makes the gateway lose forwarded segments."""
-
-    def __init__(self, lab, listeners, family, sport):
-        self.lab, self.family, self.sport, self.listeners = lab, family, sport, listeners
-        self.client_ip, self.home = address("c", family), lab.home(family)
-        self.c = tcp(lab, "c", self.home, sport)
-        self.a = None
-
-    def connect(self):
-        self.c.settimeout(5)
-        self.c.connect((self.home, PORT))
-        self.a, _ = self.listeners["a"].accept()
-        self.c.sendall(b"x" * 100)
-        self.a.recv(100)
-        self.a.sendall(b"y" * 100)
-        self.c.recv(100)
-        time.sleep(0.1)  # for delayed acknowledgements
-
-    def opens(self, data=None):
-        """Begin to connect, with data in the SYN if there are any; return without waiting."""
-        self.c.setblocking(False)
-        try:
-            self.c.sendto(data, MSG_FASTOPEN, (self.home, PORT)) if data else self.c.connect((self.home, PORT))
-        except BlockingIOError:
-            pass
-        time.sleep(0.1)
-
-    def lose(self, direction, more=""):
-        """`to-c`: what A sends to this client; `to-a`: what the client sends to A. Behind conntrack, which sees it."""
-        word, a = ("ip" if self.family == 4 else "ip6"), address("a", self.family)
-        match = {"to-c": "%s saddr %s tcp sport %d tcp dport %d" % (word, a, PORT, self.sport),
-                 "to-a": "%s daddr %s tcp dport %d tcp sport %d" % (word, a, PORT, self.sport)}[direction]
-        self.lab.nft("g", "table inet lost {\nchain %s {\ntype filter hook forward priority -10;\n%s %s drop\n}\n}\n" % (
-            direction, match, more))
-
-    def deafen(self, on):
-        """A hears nothing of this connection, as behind a silent packet filter."""
-        if on:
-            self.lab.nft("a", "table inet deaf {\nchain input {\ntype filter hook input priority -400;\n"
-                              "tcp dport %d tcp sport %d drop\n}\n}\n" % (PORT, self.sport))
-        else:
-            self.lab.run("a", "nft", "delete", "table", "inet", "deaf", check=False)
-
-    def mute(self, on):
-        """Nothing of this connection leaves A."""
-        if on:
-            self.lab.nft("a", "table inet mute {\nchain output {\ntype filter hook output priority 0;\n"
-                              "tcp sport %d tcp dport %d drop\n}\n}\n" % (PORT, self.sport))
-        else:
-            self.lab.run("a", "nft", "delete", "table", "inet", "mute", check=False)
-
-    def heal(self):
-        self.lab.run("g", "nft", "delete", "table", "inet", "lost", check=False)
-        self.deafen(False)
-        self.mute(False)
-
-    def state(self, host):
-        """The state of this connection's socket on `c` or `a`; None without one."""
-        for state, local, port, peer, peer_port in sockets(self.lab, host):
-            if (peer, peer_port, port) == (self.client_ip, self.sport, PORT) and host != "c":
-                return state
-            if (local, port, peer, peer_port) == (self.client_ip, self.sport, self.home, PORT) and host == "c":
-                return state
-        return None
-
-    def await_state(self, host, wanted, patience):
-        deadline = time.monotonic() + patience
-        while self.state(host) != wanted and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return self.state(host)
-
-    def close(self):
-        for each in (self.a, self.c):
-            if each:
-                abort(each)
-        self.heal()
-
-
-# How each state is made. A row: name, how, A's socket, C's socket, what the client experiences, the outcome.
-
-def silent(s):
-    s.deafen(True)
-    s.opens()
-
-
-def syn_ack_lost(s):
-    s.lose("to-c")
-    s.opens()
-
-
-def fast_open(s):
-    s.lose("to-c")
-    s.opens(b"request in the SYN")
-    s.a, _ = s.listeners["a"].accept()
-
-
-def idle(s):
-    s.connect()
-
-
-def data_lost(s):
-    s.connect()
-    s.lose("to-c", "meta length > 200")
-    s.lose("to-a", "meta length > 200")
-    s.c.setblocking(False)
-    s.a.setblocking(False)
-    s.c.send(bytes(9000))
-    s.a.send(bytes(9000))
-    time.sleep(0.05)
-
-
-def host_reads_nothing(s):
-    s.connect()
-    fill(s.c)
-
-
-def client_reads_nothing(s):
-    s.connect()
-    fill(s.a)
-
-
-def fin_wait_1(s):
-    s.connect()
-    s.lose("to-c")
-    s.a.shutdown(socket.SHUT_WR)
-    # Long enough for a repeated FIN, which conntrack takes for one of the client's.
-    time.sleep(0.4)
-
-
-def fin_wait_2(s):
-    s.connect()
-    s.a.shutdown(socket.SHUT_WR)
-    time.sleep(0.05)
-
-
-def orphan(s):
-    s.connect()
-    s.a.close()
-    time.sleep(0.05)
-
-
-def closing(s):
-    s.connect()
-    s.lose("to-c")
-    s.a.shutdown(socket.SHUT_WR)
-    time.sleep(0.05)
-    # A's acknowledgement of C's FIN must not be seen: the gateway would take the connection for finished.
-    s.mute(True)
-    s.c.shutdown(socket.SHUT_WR)
-    time.sleep(0.05)
-    s.lose("to-a")
-    s.mute(False)
-
-
-def close_wait(s):
-    s.connect()
-    s.c.shutdown(socket.SHUT_WR)
-    time.sleep(0.05)
-
-
-def last_ack(s):
-    close_wait(s)
-    s.lose("to-c")
-    s.a.close()
-    time.sleep(0.05)
-
-
-def client_fin_lost(s):
-    s.connect()
-    s.lose("to-a")
-    s.c.shutdown(socket.SHUT_WR)
-    time.sleep(0.05)
-
-
-def keepalive(s):
-    s.connect()
-    s.a.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    s.a.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)
-    s.deafen(True)
-
-
+# Name, how it is made, A's socket, C's socket, what the client experiences, the outcome.
 ROWS = (
-    ("SYN_SENT at C, its host silent", silent, None, "SYN-SENT", "kicked", "unproven"),
-    ("SYN_RECV at A, its SYN-ACK lost", syn_ack_lost, "SYN-RECV", "SYN-SENT", "kicked", "proven"),
-    ("a Fast Open child in SYN_RECV, with data", fast_open, "SYN-RECV", "SYN-SENT", "kicked", "proven"),
-    ("ESTABLISHED, idle", idle, "ESTAB", "ESTAB", "reset", "proven"),
-    ("ESTABLISHED, data lost in both directions", data_lost, "ESTAB", "ESTAB", "reset", "proven"),
-    ("zero window at A", host_reads_nothing, "ESTAB", "ESTAB", "reset", "proven"),
-    ("zero window at C", client_reads_nothing, "ESTAB", "ESTAB", "reset", "proven"),
-    ("FIN_WAIT1 at A, its FIN lost", fin_wait_1, "FIN-WAIT-1", "ESTAB", "reset", "proven"),
-    ("FIN_WAIT2 at A, CLOSE_WAIT at C", fin_wait_2, "FIN-WAIT-2", "CLOSE-WAIT", "ended", "proven"),
-    ("FIN_WAIT2 at A without a process", orphan, "FIN-WAIT-2", "CLOSE-WAIT", "ended", "proven"),
-    ("CLOSING at A", closing, "CLOSING", "FIN-WAIT-1", "reset", "proven"),
-    ("CLOSE_WAIT at A, FIN_WAIT2 at C", close_wait, "CLOSE-WAIT", "FIN-WAIT-2", "left alone", "proven"),
-    ("LAST_ACK at A, FIN_WAIT2 at C", last_ack, "LAST-ACK", "FIN-WAIT-2", "left alone", "proven"),
-    ("FIN_WAIT1 at C, its FIN lost", client_fin_lost, "ESTAB", "FIN-WAIT-1", "answered", "proven"),
-    ("ESTABLISHED, A deaf until its keepalive", keepalive, "ESTAB", "ESTAB", "reset", "unproven"),
+    ("SYN_SENT at C, its host silent", states.silent, None, "SYN-SENT", "kicked", "unproven"),
+    ("SYN_RECV at A, its SYN-ACK lost", states.syn_ack_lost, "SYN-RECV", "SYN-SENT", "kicked", "proven"),
+    ("a Fast Open child in SYN_RECV, with data", states.fast_open, "SYN-RECV", "SYN-SENT", "kicked", "proven"),
+    ("ESTABLISHED, idle", states.idle, "ESTAB", "ESTAB", "reset", "proven"),
+    ("ESTABLISHED, data lost in both directions", states.data_lost, "ESTAB", "ESTAB", "reset", "proven"),
+    ("zero window at A", states.host_reads_nothing, "ESTAB", "ESTAB", "reset", "proven"),
+    ("zero window at C", states.client_reads_nothing, "ESTAB", "ESTAB", "reset", "proven"),
+    ("FIN_WAIT1 at A, its FIN lost", states.fin_wait_1, "FIN-WAIT-1", "ESTAB", "reset", "proven"),
+    ("FIN_WAIT2 at A, CLOSE_WAIT at C", states.fin_wait_2, "FIN-WAIT-2", "CLOSE-WAIT", "ended", "proven"),
+    ("FIN_WAIT2 at A without a process", states.orphan, "FIN-WAIT-2", "CLOSE-WAIT", "ended", "proven"),
+    ("CLOSING at A", states.closing, "CLOSING", "FIN-WAIT-1", "reset", "proven"),
+    ("CLOSE_WAIT at A, FIN_WAIT2 at C", states.close_wait, "CLOSE-WAIT", "FIN-WAIT-2", "left alone", "proven"),
+    ("LAST_ACK at A, FIN_WAIT2 at C", states.last_ack, "LAST-ACK", "FIN-WAIT-2", "left alone", "proven"),
+    ("FIN_WAIT1 at C, its FIN lost", states.client_fin_lost, "ESTAB", "FIN-WAIT-1", "answered", "proven"),
+    ("ESTABLISHED, A deaf until its keepalive", states.keepalive, "ESTAB", "ESTAB", "reset", "unproven"),
 )
 # What the report says of the client then.
 CLIENT_RESULT = {"reset": ("proven", "reconnected"), "ended": ("proven", "reconnected"), "kicked": ("reconnected",),
@@ -273,7 +91,13 @@ def served_by_b(scene, client):
         accepted.sendall(b"B")
         served = client.recv(1) == b"B"
         client.sendall(b"c")
-        return served and accepted.recv(64)[-1:] == b"c"
+        heard = b""
+        while not heard.endswith(b"c"):
+            octets = accepted.recv(64)
+            if not octets:
+                return "no: B has heard %r" % heard
+            heard += octets
+        return served and heard == scene.request + b"c"
     except OSError as error:
         return "no: %r" % error
     finally:
@@ -292,7 +116,7 @@ def play(case, theatre, row, family, datapath):
             case.equal((scene.state("a"), scene.state("c")), (at_a, at_c), what + ": the state is there")
             answer = theatre.migrate(scene, "--datapath", datapath)
             check(case, scene, what, experience, at_a)
-            if make is keepalive:
+            if make is states.keepalive:
                 time.sleep(3.2)
                 scene.deafen(False)
             answer = answer()
