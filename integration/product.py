@@ -58,8 +58,25 @@ def monotonic(realtime):
     return realtime - time.time() + time.monotonic()
 
 
+# Whatever a case does: what the policy refuses has cases of its own.
+EVERYTHING = [{"name": "lab", "homes": ["0.0.0.0/0:1-65535", "[::/0]:1-65535"], "hosts": ["0.0.0.0/0", "::/0"]}]
+
+
+def toml(settings):
+    """Settings as TOML; a list of dictionaries becomes a list of tables, behind everything else."""
+    tables = {name: value for name, value in settings.items() if isinstance(value, list) and value
+              and isinstance(value[0], dict)}
+    lines = ["%s = %s" % (name, json.dumps(value)) for name, value in settings.items()
+             if name not in tables and value != []]
+    for name, values in tables.items():
+        for value in values:
+            lines += ["[[%s]]" % name] + ["%s = %s" % (key, json.dumps(each)) for key, each in value.items()]
+    return "\n".join(lines) + "\n"
+
+
 class Daemon:
-    """nfqmigd in a lab. The configuration file holds `settings`; guards are short unless told otherwise."""
+    """nfqmigd in a lab. The configuration file holds `settings`; guards are short unless told otherwise, and the policy
+    allows everything."""
 
     def __init__(self, lab, **settings):
         self.lab = lab
@@ -67,7 +84,7 @@ class Daemon:
         self.config = lab.path("nfqmigd.toml")
         self.log = lab.path("nfqmigd.log")
         self.settings = {"socket": self.socket, "state-directory": lab.path("state"), "queues": 2,
-                         "guard-proven": 2, "guard-unproven": 86400}
+                         "guard-proven": 2, "guard-unproven": 86400, "service": EVERYTHING}
         self.settings.update({name.replace("_", "-"): value for name, value in settings.items()})
         self.child = None
 
@@ -78,8 +95,7 @@ class Daemon:
     def configure(self, **settings):
         self.settings.update({name.replace("_", "-"): value for name, value in settings.items()})
         with open(self.config, "w") as file:
-            for name, value in self.settings.items():
-                file.write("%s = %s\n" % (name, json.dumps(value)))
+            file.write(toml(self.settings))
 
     def start(self, patience=15):
         self.configure()

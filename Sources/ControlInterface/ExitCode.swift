@@ -33,13 +33,19 @@ public enum ProblemKind: String, Sendable, CaseIterable {
     case kernelRefused = "kernel-refused"
     case superseded = "superseded"
     case interrupted = "interrupted"
+    case refusedByPolicy = "refused-by-policy"
+    case rateExceeded = "rate-exceeded"
+    case notPrepared = "not-prepared"
+    case notAwaitingConfirmation = "not-awaiting-confirmation"
 
     public var status: Int {
         switch self {
         case .malformedRequest: 400
+        case .refusedByPolicy: 403
         case .unknownConnection, .unknownMigration, .unknownPath: 404
-        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .superseded: 409
-        case .hostNotListening: 422
+        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .superseded, .notAwaitingConfirmation: 409
+        case .hostNotListening, .notPrepared: 422
+        case .rateExceeded: 429
         case .kernelRefused: 500
         case .interrupted: 503
         }
@@ -50,8 +56,9 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .malformedRequest: .usage
         case .unknownConnection, .unknownMigration, .unknownPath: .unknown
         case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .hostNotListening, .kernelRefused, .superseded,
-            .interrupted:
+            .interrupted, .notPrepared, .notAwaitingConfirmation:
             .failed
+        case .refusedByPolicy, .rateExceeded: .refused
         }
     }
 
@@ -68,6 +75,10 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .kernelRefused: "The kernel refused the change"
         case .superseded: "A newer migration took over"
         case .interrupted: "The daemon stopped meanwhile"
+        case .refusedByPolicy: "The policy does not allow it"
+        case .rateExceeded: "Too many migrations at once"
+        case .notPrepared: "The prepare hook failed"
+        case .notAwaitingConfirmation: "Nothing waits to be confirmed"
         }
     }
 }

@@ -76,7 +76,9 @@ struct ControlRoute: Sendable {
 
 extension Coordinator {
     /// Everything that the control interface offers.
-    nonisolated var routes: [ControlRoute] { readingRoutes + migrationRoutes }
+    nonisolated var routes: [ControlRoute] {
+        (readingRoutes + migrationRoutes + lifetimeRoutes).map { $0.audited(by: audit) }
+    }
 
     private nonisolated var readingRoutes: [ControlRoute] {
         [

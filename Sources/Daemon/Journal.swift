@@ -14,6 +14,12 @@ package protocol Journal: AnyObject {
     /// Writes a migration's progress together with the session as it is to be.
     func write(_ entry: JournaledMigration, _ session: Session) throws(JournalError)
     func forgetMigration(_ id: UInt64) throws(JournalError)
+    /// Writes down when a switched migration ends by itself.
+    func write(_ standing: StandingLifetime) throws(JournalError)
+    func lifetimes() throws(JournalError) -> [StandingLifetime]
+    func forgetLifetime(_ migration: UInt64) throws(JournalError)
+    /// Forgets what a session's migrations before this one have left to be done.
+    func forgetLifetimes(of session: SessionKey, before migration: UInt64) throws(JournalError)
 }
 
 package struct JournalContents {
@@ -106,6 +112,7 @@ package final class SQLiteJournal: Journal {
                         INSERT INTO counter VALUES ('migration', 0);
                         """)
             }
+            Self.registerLifetimes(&migrator)
             try migrator.migrate(database)
         } catch {
             throw JournalError(path: directory, reason: "\(error)")
@@ -158,7 +165,7 @@ package final class SQLiteJournal: Journal {
         }
     }
 
-    private func access<Result>(_ body: (Database) throws -> Result) throws(JournalError) -> Result {
+    func access<Result>(_ body: (Database) throws -> Result) throws(JournalError) -> Result {
         do {
             return try database.write(body)
         } catch {

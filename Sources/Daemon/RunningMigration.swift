@@ -18,6 +18,8 @@ final class RunningMigration {
     var timer: UInt64?
     var waiters: [Waiter] = []
     var hostCheck: HostCheck?
+    /// Whether more has been done than to look: prepare, ask the to-host, switch.
+    var isUnderWay = false
     /// The client's connections, listed when the request was read.
     var dump: [ConnectionEntry]?
     /// Conntrack's entries of the old connections, by client side.

@@ -61,7 +61,7 @@ struct Commands: AsyncParsableCommand {
             7 time-out while waiting.
             """,
         subcommands: [
-            Connections.self, Sessions.self, Migrate.self, Return.self, Show.self, Counters.self,
+            Connections.self, Sessions.self, Migrate.self, Return.self, Confirm.self, Show.self, Counters.self,
         ])
 }
 
