@@ -112,6 +112,26 @@ class Daemon:
             time.sleep(0.05)
         raise LabError("nfqmigd was not ready within %d s:\n%s" % (patience, self.tail()))
 
+    def reload(self, patience=10, **settings):
+        """Change the configuration file and send SIGHUP; what the daemon has written to its log since then."""
+        self.configure(**settings)
+        size = os.path.getsize(self.log)
+        self.child.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            with open(self.log, errors="replace") as file:
+                file.seek(size)
+                said = file.read()
+            if "configuration reloaded" in said or "stay as they were" in said:
+                return said
+            time.sleep(0.02)
+        raise LabError("nfqmigd did not reload:\n%s" % self.tail())
+
+    def audited(self):
+        """The lines of the audit log."""
+        with open(os.path.join(self.settings["state-directory"], "audit.log")) as file:
+            return [json.loads(line) for line in file]
+
     def stop(self):
         """SIGTERM; the return code."""
         return self.lab.stop(self.child, patience=10)
