@@ -272,6 +272,7 @@ extension Coordinator {
         logger.notice("migration finished: \(outcome)", metadata: running.metadata)
         endPreparation(of: running)
         forgetLifetimes(before: running)
+        lifetimeGoesOn(after: running)
         switch outcome {
         case .proven, .unproven: runHooks(at: .completed, of: running)
         case .failed where running.isUnderWay: runHooks(at: .failed, of: running)

@@ -6,7 +6,7 @@ internal import Migration
 internal import Wire
 
 extension Coordinator {
-    /// Seconds until the end of a migration is tried again that could not be carried out.
+    /// Seconds until the way home is tried again.
     private static let patience: Double = 5
 
     /// The switch is made: what the session was to do by itself before is void, and the new migration's time begins.
@@ -78,7 +78,7 @@ extension Coordinator {
     }
 
     /// Writes down what a migration waits for, and waits for it.
-    private func keep(_ standing: StandingLifetime) {
+    private func keep(_ standing: StandingLifetime, waiting: Bool = true) {
         stopWaiting(for: standing.migration)
         do {
             if standing.isOver {
@@ -91,6 +91,7 @@ extension Coordinator {
         }
         guard let next = standing.next else { return }
         lifetimes[standing.migration] = standing
+        guard waiting else { return }
         let wait = max(0, next.at - EventLoop.wallClock)
         lifetimeTimers[standing.migration] = loop.schedule(at: EventLoop.now + UInt64(wait * 1e9)) {
             self.lifetimeEnded(standing.migration, next.end)
@@ -118,20 +119,34 @@ extension Coordinator {
         let request = MigrationRequest(
             session: standing.session, to: end.host, datapath: binding.datapath,
             passive: migrations[id]?.machine.request.passive ?? false, checksHost: configuration.checkHost)
-        // Should it fail, the session goes home, and that is tried until it is done or somebody else moves the session.
-        standing.endsAt = EventLoop.wallClock + Self.patience
+        // Only one that is switched ends it: see `lifetimeGoesOn`. A daemon that starts anew tries the way home at once.
+        standing.endsAt = EventLoop.wallClock
         standing.then = nil
         standing.confirmBy = nil
-        keep(standing)
+        keep(standing, waiting: false)
         let next = begin(request, caller: .daemon)
+        let why = end == .unconfirmed ? "nobody has confirmed" : "the lifetime is over of"
         note("lifetime ended", "\(Self.text(end, in: nil)) as migration \(next)", migration: id)
-        migrations[next]?.note(
-            "cause", "\(end == .unconfirmed ? "nobody confirmed" : "the lifetime is over of") migration \(id)")
         logger.notice(
             "migration \(id) ends by itself: \(Self.text(end, in: nil))", metadata: migrations[next]?.metadata)
-        if let host = end.host, case .failed? = migrations[next]?.machine.outcome {
-            logger.error("the session of migration \(id) could not go on to \(host) and goes home")
+        guard let running = migrations[next] else { return }
+        running.note("cause", "\(why) migration \(id)")
+        running.ends = id
+        if running.machine.isFinished { lifetimeGoesOn(after: running) }
+    }
+
+    /// A migration that was to end another one has failed: the session is to go home then, and that is tried until it is
+    /// done or somebody else moves the session.
+    func lifetimeGoesOn(after running: RunningMigration) {
+        guard let id = running.ends, case .failed? = running.machine.outcome, var standing = lifetimes[id] else {
+            return
         }
+        let isWayHome = running.machine.request.to == nil
+        standing.endsAt = EventLoop.wallClock + (isWayHome ? Self.patience : 0)
+        logger.error(
+            "migration \(id) has not ended, because \(running.machine.id) failed: the way home is tried",
+            metadata: running.metadata)
+        keep(standing)
     }
 
     /// Writes a step of a migration that an earlier process may have begun.

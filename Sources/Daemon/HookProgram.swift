@@ -179,7 +179,7 @@ final class HookProgram {
     ) -> Result {
         var pointers = unsafe words.map { unsafe strdup($0) }
         unsafe pointers.append(nil)
-        defer { for unsafepointer in unsafe pointers { unsafe free(pointer) } }
+        defer { unsafe pointers.forEach { unsafe free($0) } }
         return unsafe pointers.withUnsafeBufferPointer { buffer in
             // An array with its null pointer is never empty.
             unsafe body(buffer.baseAddress.unsafelyUnwrapped)

@@ -52,7 +52,7 @@ def lifetimes(case, stage):
     stage.moved("s", "return")
     # The next host does not listen: home.
     _, began, mark = moved(case, stage, "--then a dead host", "b", "--for", "1s", "--then", "198.18.4.2:9")
-    arrives(case, stage, "--then a dead host", "A", began, 1, mark, slack=7)
+    arrives(case, stage, "--then a dead host", "A", began, 1, mark, slack=2.5)
 
 
 def cancelled(case, stage):
