@@ -58,8 +58,25 @@ def monotonic(realtime):
     return realtime - time.time() + time.monotonic()
 
 
+# Whatever a case does: what the policy refuses has cases of its own.
+EVERYTHING = [{"name": "lab", "homes": ["0.0.0.0/0:1-65535", "[::/0]:1-65535"], "hosts": ["0.0.0.0/0", "::/0"]}]
+
+
+def toml(settings):
+    """Settings as TOML; a list of dictionaries becomes a list of tables, behind everything else."""
+    tables = {name: value for name, value in settings.items() if isinstance(value, list) and value
+              and isinstance(value[0], dict)}
+    lines = ["%s = %s" % (name, json.dumps(value)) for name, value in settings.items()
+             if name not in tables and value != []]
+    for name, values in tables.items():
+        for value in values:
+            lines += ["[[%s]]" % name] + ["%s = %s" % (key, json.dumps(each)) for key, each in value.items()]
+    return "\n".join(lines) + "\n"
+
+
 class Daemon:
-    """nfqmigd in a lab. The configuration file holds `settings`; guards are short unless told otherwise."""
+    """nfqmigd in a lab. The configuration file holds `settings`; guards are short unless told otherwise, and the policy
+    allows everything."""
 
     def __init__(self, lab, **settings):
         self.lab = lab
@@ -67,7 +84,7 @@ class Daemon:
         self.config = lab.path("nfqmigd.toml")
         self.log = lab.path("nfqmigd.log")
         self.settings = {"socket": self.socket, "state-directory": lab.path("state"), "queues": 2,
-                         "guard-proven": 2, "guard-unproven": 86400}
+                         "guard-proven": 2, "guard-unproven": 86400, "service": EVERYTHING}
         self.settings.update({name.replace("_", "-"): value for name, value in settings.items()})
         self.child = None
 
@@ -78,8 +95,7 @@ class Daemon:
     def configure(self, **settings):
         self.settings.update({name.replace("_", "-"): value for name, value in settings.items()})
         with open(self.config, "w") as file:
-            for name, value in self.settings.items():
-                file.write("%s = %s\n" % (name, json.dumps(value)))
+            file.write(toml(self.settings))
 
     def start(self, patience=15):
         self.configure()
@@ -95,6 +111,26 @@ class Daemon:
                 return self
             time.sleep(0.05)
         raise LabError("nfqmigd was not ready within %d s:\n%s" % (patience, self.tail()))
+
+    def reload(self, patience=10, **settings):
+        """Change the configuration file and send SIGHUP; what the daemon has written to its log since then."""
+        self.configure(**settings)
+        size = os.path.getsize(self.log)
+        self.child.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            with open(self.log, errors="replace") as file:
+                file.seek(size)
+                said = file.read()
+            if "configuration reloaded" in said or "stay as they were" in said:
+                return said
+            time.sleep(0.02)
+        raise LabError("nfqmigd did not reload:\n%s" % self.tail())
+
+    def audited(self):
+        """The lines of the audit log."""
+        with open(os.path.join(self.settings["state-directory"], "audit.log")) as file:
+            return [json.loads(line) for line in file]
 
     def stop(self):
         """SIGTERM; the return code."""

@@ -11,8 +11,12 @@
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <spawn.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { most_messages = 256 };
@@ -91,4 +95,64 @@ int nfqmig_receive_only_tcp_conntrack(int fd)
     };
     struct sock_fprog filter = { .len = sizeof program / sizeof program[0], .filter = program };
     return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) < 0 ? -errno : 0;
+}
+
+/// A file in memory that holds these octets, at its start; -errno.
+static int memory_file(const void *octets, size_t length)
+{
+    int fd = memfd_create("nfqmigd", MFD_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    const char *next = octets;
+    while (length > 0) {
+        ssize_t written = write(fd, next, length);
+        if (written < 0) {
+            int failure = errno;
+            close(fd);
+            return -failure;
+        }
+        next += written;
+        length -= (size_t)written;
+    }
+    lseek(fd, 0, SEEK_SET);
+    return fd;
+}
+
+int nfqmig_spawn(const char *path, char *const arguments[], char *const environment[], const void *input,
+                 size_t length, int output, int error, int *pidfd)
+{
+    int in = memory_file(input, length);
+    if (in < 0)
+        return in;
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawnattr_init(&attributes);
+    posix_spawn_file_actions_adddup2(&actions, in, 0);
+    posix_spawn_file_actions_adddup2(&actions, output, 1);
+    posix_spawn_file_actions_adddup2(&actions, error, 2);
+    posix_spawn_file_actions_addclosefrom_np(&actions, 3);
+    posix_spawn_file_actions_addchdir_np(&actions, "/");
+    sigset_t all, none;
+    sigfillset(&all);
+    sigemptyset(&none);
+    posix_spawnattr_setsigdefault(&attributes, &all);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setpgroup(&attributes, 0);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
+    pid_t pid = 0;
+    int failure = posix_spawn(&pid, path, &actions, &attributes, arguments, environment);
+    posix_spawnattr_destroy(&attributes);
+    posix_spawn_file_actions_destroy(&actions);
+    close(in);
+    if (failure)
+        return -failure;
+    *pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (*pidfd < 0) {
+        failure = errno;
+        kill(-pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+        return -failure;
+    }
+    return pid;
 }

@@ -42,13 +42,19 @@ public enum ProblemKind: String, Sendable, CaseIterable {
     case headersTooLarge = "headers-too-large"
     case internalError = "internal-error"
     case tooManyConnections = "too-many-connections"
+    case refusedByPolicy = "refused-by-policy"
+    case rateExceeded = "rate-exceeded"
+    case notPrepared = "not-prepared"
+    case notAwaitingConfirmation = "not-awaiting-confirmation"
 
     public var status: Int {
         switch self {
         case .malformedRequest: 400
+        case .refusedByPolicy: 403
         case .unknownConnection, .unknownMigration, .unknownPath: 404
-        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .superseded: 409
-        case .hostNotListening: 422
+        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .superseded, .notAwaitingConfirmation: 409
+        case .hostNotListening, .notPrepared: 422
+        case .rateExceeded: 429
         case .kernelRefused: 500
         case .interrupted: 503
         case .methodNotAllowed: 405
@@ -68,11 +74,12 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .malformedRequest: .usage
         case .unknownConnection, .unknownMigration, .unknownPath: .unknown
         case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .hostNotListening, .kernelRefused, .superseded,
-            .interrupted:
+            .interrupted, .notPrepared, .notAwaitingConfirmation:
             .failed
         case .methodNotAllowed, .contentTooLarge, .unsupportedMediaType, .idempotencyKeyReused, .headersTooLarge:
             .usage
         case .requestTimeout, .eventsGone, .internalError, .tooManyConnections: .failed
+        case .refusedByPolicy, .rateExceeded: .refused
         }
     }
 
@@ -98,6 +105,10 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .headersTooLarge: "The headers are too large"
         case .internalError: "The daemon failed"
         case .tooManyConnections: "Too many connections"
+        case .refusedByPolicy: "The policy does not allow it"
+        case .rateExceeded: "Too many migrations at once"
+        case .notPrepared: "The prepare hook failed"
+        case .notAwaitingConfirmation: "Nothing waits to be confirmed"
         }
     }
 }

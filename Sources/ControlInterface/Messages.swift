@@ -26,6 +26,12 @@ public struct MigrationOrder: Codable, Hashable, Sendable {
     public var datapath: String?
     /// Whether the client is left alone until it speaks.
     public var passive: Bool?
+    /// Seconds from the switch until the session leaves the to-host by itself; nil for never.
+    public var lifetime: Double?
+    /// Where it goes then, as in `to`; nil for home.
+    public var then: String?
+    /// Seconds from the switch within which the migration has to be confirmed, or the session goes home.
+    public var confirmWithin: Double?
 
     public init(
         session: UInt64? = nil, client: String? = nil, from: String? = nil, to: String?, scope: String? = nil,
@@ -105,6 +111,11 @@ public struct MigrationReport: Codable, Hashable, Sendable {
     /// When the kernel acknowledged the switch: from then on nothing of the client reaches the from-host.
     public var switchedAt: Double?
     public var finishedAt: Double?
+    /// When the migration ends by itself, and where the session goes then (nil: home).
+    public var endsAt: Double?
+    public var then: String?
+    /// When the session goes home unless the migration is confirmed.
+    public var confirmBy: Double?
     public var connections: [ConnectionReport]
     /// New connections of the client that the gateway has seen, client → home.
     public var reconnected: [String]
@@ -127,6 +138,24 @@ public struct MigrationReport: Codable, Hashable, Sendable {
         connections = []
         reconnected = []
         timeline = []
+    }
+}
+
+/// `POST /v1/migrations/{id}/confirm`: a migration that stays.
+public struct MigrationConfirmation: Codable, Hashable, Sendable {
+    public var id: UInt64
+    public var client: String
+    public var home: String
+    public var confirmedAt: Double
+    /// When the migration ends by itself all the same.
+    public var endsAt: Double?
+
+    public init(id: UInt64, client: String, home: String, confirmedAt: Double, endsAt: Double?) {
+        self.id = id
+        self.client = client
+        self.home = home
+        self.confirmedAt = confirmedAt
+        self.endsAt = endsAt
     }
 }
 

@@ -48,6 +48,7 @@ extension Daemon {
                 Finding(
                     isFatal: false, text: "net.ipv4.fwmark_reflect is 1: the kernel's own RSTs carry marks of others."))
         }
+        findings += configuration.policyFindings
         if findings.isEmpty { findings.append(Finding(isFatal: false, text: "Nothing stands in the way.")) }
         return findings
     }

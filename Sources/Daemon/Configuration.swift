@@ -30,6 +30,10 @@ public struct Configuration: Hashable, Sendable {
     /// Milliseconds that an endpoint has to answer the reset handshake.
     public var resetTimeout: UInt32 = 3000
     public var lifetimes = MigrationMachine.Lifetimes()
+    /// What may be moved. Without a service, nothing.
+    public var policy = Policy()
+    /// What is to happen at points of a migration, besides the migration.
+    package var hooks: [Hook] = []
 
     public init() {}
 
@@ -60,6 +64,7 @@ public struct Configuration: Hashable, Sendable {
         guard Int(firstQueue) + Int(queues) <= 65_536 else {
             throw ConfigurationError(path: path, reason: "first-queue plus queues passes 65535; lower one of them")
         }
+        try checkReferences(path: path)
     }
 
     /// Chooses a datapath by its name; false when there is none of that name.
@@ -112,6 +117,8 @@ public struct Configuration: Hashable, Sendable {
         case "guard-client": lifetimes.guardClient = try seconds()
         case "passive-lifetime": lifetimes.passive = try seconds()
         case "reconnect-timeout": lifetimes.reconnect = try seconds()
+        case "service": policy.services = try Self.services(value, path: path)
+        case "hook": hooks = try Self.hooks(value, path: path)
         default:
             throw ConfigurationError(path: path, reason: "\(key) is not a setting; docs/nfqmigd.toml lists them")
         }

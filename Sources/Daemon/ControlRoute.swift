@@ -81,7 +81,8 @@ struct ControlRoute: Sendable {
 extension Coordinator {
     /// Everything that the control interface offers.
     nonisolated var routes: [ControlRoute] {
-        readingRoutes + listRoutes + migrationRoutes + eventRoutes + explainRoutes
+        (readingRoutes + listRoutes + migrationRoutes + lifetimeRoutes + eventRoutes + explainRoutes)
+            .map { $0.audited(by: audit) }
     }
 
     private nonisolated var readingRoutes: [ControlRoute] {

@@ -13,6 +13,10 @@ extension Coordinator {
     func perform(_ effect: MigrationMachine.Effect, of running: RunningMigration) -> MigrationMachine.Event? {
         switch effect {
         case .locate: return locate(running)
+        case .prepare:
+            running.isUnderWay = true
+            prepare(running)
+            return nil
         case .check(let host): return check(host, for: running)
         case .install(let from, let to): return install(from: from, to: to, of: running)
         case .forget(let connections): return forget(connections, of: running)
@@ -48,7 +52,7 @@ extension Coordinator {
         let found = running.entries.compactMap { located($0.value, key: key, binding: binding) }
         let connections = found + silentClients(of: sessions[key], besides: found, to: request.to ?? key.home)
         running.note(
-            running.hostCheck == nil ? "located" : "located again",
+            running.isUnderWay ? "located again" : "located",
             "\(connections.count) connection\(connections.count == 1 ? "" : "s")")
         return .located(connections)
     }
@@ -111,6 +115,7 @@ extension Coordinator {
     }
 
     private func check(_ host: Endpoint, for running: RunningMigration) -> MigrationMachine.Event? {
+        running.isUnderWay = true
         running.note("checking", "\(host)")
         running.hostCheck = HostCheck(host, timeout: UInt64(configuration.checkTimeout) * 1_000_000, loop: loop) {
             // Always a turn of the loop later: the machine has to be done with this event first.
@@ -166,6 +171,9 @@ extension Coordinator {
         standing[key, default: []].insert(running.machine.id)
         running.switchedAt = EventLoop.wallClock
         running.note("switched", "\(from.host) → \(to.host)")
+        running.isUnderWay = true
+        beginLifetime(of: running)
+        runHooks(at: .switched, of: running)
         return .installed
     }
 
@@ -272,6 +280,14 @@ extension Coordinator {
         case .failed(let failure): running.note("finished", "\(failure)")
         }
         logger.notice("migration finished: \(outcome)", metadata: running.metadata)
+        endPreparation(of: running)
+        forgetLifetimes(before: running)
+        lifetimeGoesOn(after: running)
+        switch outcome {
+        case .proven, .unproven: runHooks(at: .completed, of: running)
+        case .failed where running.isUnderWay: runHooks(at: .failed, of: running)
+        case .failed, .superseded: break
+        }
         running.resumeWaiters(loop)
     }
 

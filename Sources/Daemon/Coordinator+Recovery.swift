@@ -48,6 +48,8 @@ extension Coordinator {
             // One that is taken up again stays in the journal until it holds nothing more.
             if entry.stage == .switching || !resume(entry) { try journal.forgetMigration(entry.id) }
         }
+        resumeLifetimes(try journal.lifetimes(), migrations: contents.migrations)
+        if policy.services.isEmpty { warnOfEmptyPolicy() }
     }
 
     private func reconcile() throws {
@@ -115,6 +117,7 @@ extension Coordinator {
             id: entry.id, request: request, session: session, lifetimes: configuration.lifetimes)
         let running = RunningMigration(machine, eventLog: eventLog)
         running.before = before
+        running.isUnderWay = true
         migrations[entry.id] = running
         latest[key] = entry.id
         standing[key, default: []].insert(entry.id)
@@ -138,6 +141,7 @@ extension Coordinator {
     /// Stops what runs on this thread; the kernel keeps the table.
     func stop() {
         endEvents()
+        stopHooks()
         closeEvents()
         for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }
         gateway.stopQueues()

@@ -17,6 +17,9 @@ extension Coordinator {
         report.switchedAt = running.switchedAt
         report.finishedAt = running.finishedAt
         report.timeline = running.timeline
+        report.endsAt = lifetimes[machine.id]?.endsAt
+        report.then = lifetimes[machine.id]?.then.map { "\($0)" }
+        report.confirmBy = lifetimes[machine.id]?.confirmBy
         report.reconnected = machine.reconnected.map { "\($0)" }.sorted()
         report.connections = machine.connections.map { connection in
             let server = running.sent[connection.serverSide] ?? (0, 0)

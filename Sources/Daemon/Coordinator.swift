@@ -22,6 +22,15 @@ actor Coordinator {
     let eventLog = EventLog()
     /// Whether the daemon is about to end: nobody waits any more.
     var isStopping = false
+    let audit: AuditLog
+    /// What may be moved, and when each service's latest migrations were admitted.
+    var policy: Policy
+    var paces: [String: Pace] = [:]
+    var hooks: [Hook]
+    let hookQueue = HookQueue()
+    /// Switched migrations that end by themselves, by number, and the timers of their ends.
+    var lifetimes: [UInt64: StandingLifetime] = [:]
+    var lifetimeTimers: [UInt64: UInt64] = [:]
 
     /// Every session that is bound, in migration, or under guard.
     var sessions: [SessionKey: Session] = [:]
@@ -56,6 +65,9 @@ actor Coordinator {
         self.journal = journal
         self.loop = loop
         self.logger = logger
+        policy = configuration.policy
+        hooks = configuration.hooks
+        audit = AuditLog(directory: configuration.stateDirectory, logger: logger)
     }
 
     // MARK: - Requests
@@ -68,6 +80,7 @@ actor Coordinator {
         do {
             request = try MigrationRequest(
                 order, defaultDatapath: configuration.datapath, checksHost: configuration.checkHost)
+            request.lifetime = try RequestedLifetime(order, of: request)
         } catch {
             throw error.problem
         }
@@ -77,7 +90,7 @@ actor Coordinator {
         if let other = bindingOfOtherScope(request) {
             throw MigrationFailure.otherScopeBound(request.session, existing: other).problem
         }
-        let id = begin(request, dump: dump)
+        let id = begin(request, dump: dump, caller: caller)
         guard let running = migrations[id] else {
             throw Problem(kind: .unknownMigration, detail: "Migration \(id) has gone.")
         }
@@ -145,21 +158,31 @@ actor Coordinator {
 
     // MARK: - A migration's steps
 
-    /// Starts a migration and runs it as far as it goes at once. `dump`: the client's connections, if just listed.
-    func begin(_ request: MigrationRequest, dump: [ConnectionEntry]? = nil) -> UInt64 {
+    /// Starts a migration, if the policy allows it, and runs it as far as it goes at once. `dump`: the client's connections,
+    /// if just listed.
+    func begin(_ request: MigrationRequest, dump: [ConnectionEntry]? = nil, caller: Caller) -> UInt64 {
+        var request = request
+        request.prepares = !hooks(at: .prepare, for: request).isEmpty
+        let admission = admission(of: request, caller: caller)
         lastMigration += 1
         let key = request.session
         // One that is not switched yet gives way at once; one that is, when this one is switched: it may be refused.
-        if let preparing = preparing[key].flatMap({ migrations[$0] }) { advance(preparing, .superseded) }
+        if admission == .admitted, let preparing = preparing[key].flatMap({ migrations[$0] }) {
+            advance(preparing, .superseded)
+        }
         let machine = MigrationMachine(
             id: lastMigration, request: request, session: sessions[key] ?? Session(key: key, id: lastMigration),
             lifetimes: configuration.lifetimes)
         let running = RunningMigration(machine, eventLog: eventLog)
         running.dump = dump
         migrations[lastMigration] = running
-        preparing[key] = lastMigration
         forgetOldMigrations()
         running.note("requested")
+        if case .refused(let refusal) = admission {
+            advance(running, .refused(refusal))
+            return running.machine.id
+        }
+        preparing[key] = lastMigration
         logger.notice("migration requested", metadata: running.metadata)
         advance(running, .requested)
         return running.machine.id
@@ -230,7 +253,7 @@ actor Coordinator {
 
     /// A session of the same client that the queue datapath could not tell from this one: a reply names the host and the
     /// client, not the home.
-    private func otherHome(of request: MigrationRequest) -> MigrationFailure? {
+    func otherHome(of request: MigrationRequest) -> MigrationFailure? {
         guard request.datapath == .queue, let host = request.to else { return nil }
         let key = request.session
         let other = sessions.values.first {

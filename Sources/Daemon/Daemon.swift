@@ -11,7 +11,10 @@ internal import Ruleset
 public enum Daemon {
     /// Runs in the foreground until SIGTERM or SIGINT. The kernel's table stays when it ends, so that sessions that have
     /// moved go on.
-    public static func run(_ configuration: Configuration, logger: Logger) async throws {
+    /// `reread` reads the configuration again, for SIGHUP.
+    public static func run(
+        _ configuration: Configuration, logger: Logger, reread: @escaping @Sendable () throws -> Configuration
+    ) async throws {
         try requireCapabilities()
         let loop = try EventLoop()
         let journal = try SQLiteJournal(directory: configuration.stateDirectory)
@@ -25,8 +28,10 @@ public enum Daemon {
             try await coordinator.start()
             let service = ControlService(coordinator: coordinator, configuration: configuration, logger: logger)
             let serving = Task { try await service.run() }
-            let signals = Signals { serving.cancel() }
+            let signals = Signals([SIGTERM, SIGINT]) { serving.cancel() }
             defer { signals.cancel() }
+            let reloading = Signals([SIGHUP]) { reload(coordinator, from: reread) }
+            defer { reloading.cancel() }
             do {
                 try await serving.value
             } catch is CancellationError {
@@ -40,6 +45,16 @@ public enum Daemon {
         logger.notice("stopping; the table stays")
         await coordinator.stop()
         loop.stop()
+    }
+
+    private static func reload(_ coordinator: Coordinator, from reread: @Sendable () throws -> Configuration) {
+        do {
+            let configuration = try reread()
+            Task { await coordinator.reload(configuration) }
+        } catch {
+            let reason = "\(error)"
+            Task { await coordinator.refuseReload(reason) }
+        }
     }
 
     /// The table as nft text.
@@ -75,12 +90,12 @@ public struct MissingCapability: Error, Hashable, Sendable, CustomStringConverti
     }
 }
 
-/// SIGTERM and SIGINT, as a call.
+/// Signals, as a call.
 private final class Signals {
     private let sources: [any DispatchSourceSignal]
 
-    init(_ body: @escaping @Sendable () -> Void) {
-        sources = [SIGTERM, SIGINT].map { number in
+    init(_ numbers: [Int32], _ body: @escaping @Sendable () -> Void) {
+        sources = numbers.map { number in
             signal(number, SIG_IGN)
             let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
             source.setEventHandler(handler: body)

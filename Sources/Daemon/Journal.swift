@@ -19,6 +19,12 @@ package protocol Journal: AnyObject {
     func setCounter(_ name: String, to value: UInt64) throws(JournalError)
     /// Writes sessions whose keys have changed, all of them or none.
     func write(_ sessions: [Session], insteadOf keys: [SessionKey]) throws(JournalError)
+    /// Writes down when a switched migration ends by itself.
+    func write(_ standing: StandingLifetime) throws(JournalError)
+    func lifetimes() throws(JournalError) -> [StandingLifetime]
+    func forgetLifetime(_ migration: UInt64) throws(JournalError)
+    /// Forgets what a session's migrations before this one have left to be done.
+    func forgetLifetimes(of session: SessionKey, before migration: UInt64) throws(JournalError)
 }
 
 package struct JournalContents {
@@ -112,6 +118,7 @@ package final class SQLiteJournal: Journal {
                         INSERT INTO counter VALUES ('migration', 0);
                         """)
             }
+            Self.registerLifetimes(&migrator)
             try migrator.migrate(database)
         } catch {
             throw JournalError(path: directory, reason: "\(error)")
@@ -187,7 +194,7 @@ package final class SQLiteJournal: Journal {
         }
     }
 
-    private func access<Result>(_ body: (Database) throws -> Result) throws(JournalError) -> Result {
+    func access<Result>(_ body: (Database) throws -> Result) throws(JournalError) -> Result {
         do {
             return try database.write(body)
         } catch {

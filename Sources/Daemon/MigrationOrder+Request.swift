@@ -111,6 +111,9 @@ extension MigrationFailure {
             case .kernelRefused: .kernelRefused
             case .superseded: .superseded
             case .interrupted: .interrupted
+            case .refused(.rate): .rateExceeded
+            case .refused: .refusedByPolicy
+            case .notPrepared: .notPrepared
             }
         return Problem(kind: kind, detail: description)
     }

@@ -20,6 +20,10 @@ final class RunningMigration {
     var timer: UInt64?
     var waiters: [Waiter] = []
     var hostCheck: HostCheck?
+    /// Whether more has been done than to look: prepare, ask the to-host, switch.
+    var isUnderWay = false
+    /// The migration whose lifetime this one ends.
+    var ends: UInt64?
     /// The client's connections, listed when the request was read.
     var dump: [ConnectionEntry]?
     /// Conntrack's entries of the old connections, by client side.

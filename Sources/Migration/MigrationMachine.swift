@@ -4,9 +4,9 @@ public import Wire
 
 /// What must happen next in one migration, given what has happened. Opens no socket, reads no clock.
 ///
-///     requested ─► locating ─► checking ─► locating again ─► switching ─► forgetting │ resetting ─► finished
-///         │            │           │              │               │                  │     (standing guard)
-///         └────────────┴───────────┴──────────────┴───────────────┴─► failed         └ the point of no return
+///     requested ─► locating ─► preparing ─► checking ─► locating again ─► switching ─► forgetting │ resetting ─► finished
+///         │            │           │            │              │               │                  │  (standing guard)
+///         └────────────┴───────────┴────────────┴──────────────┴───────────────┴─► failed         └ the point of no return
 ///
 /// Everything before the point of no return can be taken back without a trace, and is, when a step fails. The
 /// conntrack entry is the last thing to hold the old translation: once it is forgotten the old connection cannot go on.
@@ -15,6 +15,9 @@ public struct MigrationMachine: Sendable {
     public enum Event: Sendable {
         case requested
         case located([LocatedConnection])
+        /// What had to be prepared is; with another to-host, if the preparation has chosen one.
+        case prepared(to: Endpoint?)
+        case prepareFailed(reason: String)
         case checked(HostCheck)
         case installed
         case installFailed(reason: String)
@@ -27,12 +30,16 @@ public struct MigrationMachine: Sendable {
         case established(FourTuple)
         case deadlinePassed
         case superseded
+        /// The policy does not allow it.
+        case refused(PolicyRefusal)
     }
 
     /// What the daemon must do now.
     public enum Effect: Sendable {
         /// Find the session's connections in conntrack.
         case locate
+        /// Have the to-host prepared: started, given the state it needs.
+        case prepare
         /// See whether this host accepts TCP connections.
         case check(Endpoint)
         /// Bring the gateway from the first state of the session to the second: flow rules, then the table.
@@ -76,7 +83,7 @@ public struct MigrationMachine: Sendable {
     }
 
     private enum State: Sendable {
-        case idle, locating, checking, locatingAgain, switching, forgetting, resetting, finished
+        case idle, locating, preparing, checking, locatingAgain, switching, forgetting, resetting, finished
     }
 
     public let id: UInt64
@@ -123,7 +130,7 @@ public struct MigrationMachine: Sendable {
             case .proven, .unproven, .superseded: true
             case .failed, nil: false
             }
-        case .idle, .locating, .checking, .locatingAgain, .switching: false
+        case .idle, .locating, .preparing, .checking, .locatingAgain, .switching: false
         }
     }
 
@@ -142,6 +149,12 @@ public struct MigrationMachine: Sendable {
             return located(connections)
         case (.locating, .installFailed(let reason)), (.locatingAgain, .installFailed(let reason)):
             return fail(.kernelRefused(request.session, reason: reason))
+        case (.idle, .refused(let refusal)):
+            return fail(.refused(refusal))
+        case (.preparing, .prepared(let chosen)):
+            return prepared(chosen)
+        case (.preparing, .prepareFailed(let reason)):
+            return fail(.notPrepared(request.session, reason: reason))
         case (.checking, .checked(.listening)):
             // The check takes its time, and the client may have opened connections meanwhile.
             state = .locatingAgain
@@ -162,7 +175,8 @@ public struct MigrationMachine: Sendable {
             return [.install(from: frozen, to: session)] + beginResets(at: now)
         case (.resetting, _), (.finished, _):
             return whileStanding(event, at: now)
-        case (.locating, .superseded), (.checking, .superseded), (.locatingAgain, .superseded), (.idle, .superseded):
+        case (.locating, .superseded), (.preparing, .superseded), (.checking, .superseded),
+            (.locatingAgain, .superseded), (.idle, .superseded):
             return fail(.superseded(request.session))
         default:
             return []
@@ -180,7 +194,27 @@ public struct MigrationMachine: Sendable {
         if request.to == nil ? session.binding == nil : served == target {
             return fail(.alreadyThere(request.session, host: target))
         }
+        if request.prepares {
+            state = .preparing
+            return [.prepare]
+        }
         guard request.checksHost, let host = request.to else { return switchOver() }
+        state = .checking
+        return [.check(host)]
+    }
+
+    /// The preparation takes its time too: what it was made for is looked at again.
+    private mutating func prepared(_ chosen: Endpoint?) -> [Effect] {
+        if let chosen {
+            request.to = chosen
+            if chosen == (session.binding?.host ?? fromHost) {
+                return fail(.alreadyThere(request.session, host: chosen))
+            }
+        }
+        guard request.checksHost, let host = request.to else {
+            state = .locatingAgain
+            return [.locate]
+        }
         state = .checking
         return [.check(host)]
     }

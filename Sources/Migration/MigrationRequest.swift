@@ -13,6 +13,10 @@ public struct MigrationRequest: Hashable, Sendable {
     public var passive: Bool
     /// Whether the to-host is asked for a TCP connection first.
     public var checksHost: Bool
+    /// Whether something has to be prepared on the to-host before it is asked for a connection.
+    public var prepares = false
+    /// When the migration ends by itself; nil for never.
+    public var lifetime: RequestedLifetime?
 
     public init(session: SessionKey, to: Endpoint?, datapath: Datapath, passive: Bool, checksHost: Bool = true) {
         self.session = session
@@ -74,6 +78,10 @@ public enum MigrationFailure: Error, Hashable, Sendable {
     case superseded(SessionKey)
     /// The daemon stopped, or started anew, before anything was changed for good.
     case interrupted(SessionKey)
+    /// The policy does not allow it, or not now.
+    case refused(PolicyRefusal)
+    /// What had to be done before the switch was not done.
+    case notPrepared(SessionKey, reason: String)
 }
 
 extension SessionKey: CustomStringConvertible {
@@ -110,6 +118,10 @@ extension MigrationFailure: CustomStringConvertible {
             "A newer migration of \(key) took over: ask for that one's outcome."
         case .interrupted(let key):
             "The daemon stopped before anything was changed for \(key): ask again."
+        case .refused(let refusal):
+            "\(refusal)"
+        case .notPrepared(let key, let reason):
+            "Nothing was changed for \(key), because its prepare hook failed: \(reason)."
         }
     }
 }

@@ -61,8 +61,10 @@ struct Migrate: AsyncParsableCommand {
     @Option(help: "Who carries the packets afterwards: kernel or queue; without it, what the daemon is configured for.")
     var datapath: String?
 
+    @OptionGroup var lifetime: LifetimeOptions
+
     func run() async throws {
-        try await order(to: to, datapath: datapath, session, waiting, options)
+        try await order(to: to, datapath: datapath, lifetime, session, waiting, options)
     }
 }
 
@@ -73,7 +75,7 @@ struct Return: AsyncParsableCommand {
     @OptionGroup var waiting: WaitOptions
 
     func run() async throws {
-        try await order(to: "home", datapath: nil, session, waiting, options)
+        try await order(to: "home", datapath: nil, nil, session, waiting, options)
     }
 }
 
@@ -95,11 +97,15 @@ struct Show: AsyncParsableCommand {
 
 /// Asks for a migration, waits for it if asked to, and ends with its exit code.
 private func order(
-    to: String, datapath: String?, _ session: SessionOptions, _ waiting: WaitOptions, _ options: CommonOptions
+    to: String, datapath: String?, _ lifetime: LifetimeOptions?, _ session: SessionOptions, _ waiting: WaitOptions,
+    _ options: CommonOptions
 ) async throws {
-    let order = MigrationOrder(
+    var order = MigrationOrder(
         session: session.session, client: session.client, from: session.from, to: to, scope: session.scope,
         datapath: datapath, passive: session.passive)
+    order.lifetime = lifetime?.duration?.seconds
+    order.then = lifetime?.then
+    order.confirmWithin = lifetime?.confirmWithin?.seconds
     var report: MigrationReport = try await options.client.post("/v1/migrations", order)
     if waiting.wait, report.outcome == nil {
         report = try await options.client.get("/v1/migrations/\(report.id)", query: ["wait": "\(waiting.timeout)"])

@@ -71,7 +71,7 @@ struct Commands: AsyncParsableCommand {
             """,
         version: productVersion,
         subcommands: [
-            Connections.self, Sessions.self, Migrate.self, Return.self, Show.self, Counters.self,
+            Connections.self, Sessions.self, Migrate.self, Return.self, Confirm.self, Show.self, Counters.self,
             Migrations.self, Wait.self, Watch.self, Events.self, Explain.self,
         ])
 }

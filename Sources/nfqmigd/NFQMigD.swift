@@ -76,7 +76,10 @@ struct Run: AsyncParsableCommand {
     func run() async throws {
         LoggingSystem.bootstrap { label in StreamLogHandler.standardError(label: label) }
         do {
-            try await Daemon.run(try settings.configuration(), logger: Logger(label: "nfqmigd"))
+            let settings = settings
+            try await Daemon.run(try settings.configuration(), logger: Logger(label: "nfqmigd")) {
+                try settings.configuration()
+            }
         } catch let error as ValidationError {
             throw error
         } catch {

@@ -2,6 +2,7 @@
 
 import Daemon
 import Foundation
+import Migration
 import Testing
 
 @Suite struct ConfigurationTests {
@@ -31,10 +32,64 @@ import Testing
         #expect(configuration.socket == "/run/x")
     }
 
+    private let redis = "[[service]]\nname = \"redis\"\nhomes = [\"192.0.2.1:6379\"]\nhosts = [\"192.0.2.2\"]\n"
+
+    @Test func `services and hooks are read`() throws {
+        let configuration = try Configuration(
+            toml: redis + "clients = [\"198.51.100.0/24\"]\nrate = 2.5\ncallers = [\"root\", 7, \"@0\"]\n"
+                + "readers = [\"9\"]\n[[hook]]\non = \"prepare\"\nservice = \"redis\"\nrun = [\"/bin/true\", \"x\"]\n"
+                + "[[hook]]\non = \"failed\"\npost = \"https://192.0.2.7/hook\"", path: "x")
+        let service = try #require(configuration.policy.service(named: "redis"))
+        #expect(service.rate == 2.5)
+        #expect(service.callers == CallerSet(users: [0, 7], groups: [0]))
+        #expect(service.readers == CallerSet(users: [9]))
+        #expect(service.clients.map(\.description) == ["198.51.100.0/24"])
+        #expect(configuration.hooks.map(\.point) == [.prepare, .failed])
+        #expect(configuration.hooks.map(\.service) == ["redis", nil])
+    }
+
+    @Test func `the example's services and hooks can be used as they stand`() throws {
+        let path = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../docs/nfqmigd.toml")
+        let text = try String(contentsOf: path, encoding: .utf8)
+        let examples = text.split(separator: "\n").filter { $0.hasPrefix("#    ") }.map { $0.dropFirst(5) }
+        let configuration = try Configuration(
+            toml: examples.joined(separator: "\n").replacing("\"@operators\"", with: "\"@0\""), path: "x")
+        #expect(configuration.policy.services.count == 1)
+        #expect(configuration.hooks.count == 2)
+    }
+
+    @Test(arguments: [
+        ("name = \"redis\"\nhomes = [\"192.0.2.1:1\"]\nhosts = []", "service \"redis\" is there twice"),
+        ("name = \"x\"\nhomes = [\"192.0.2.1:1\"]\nhosts = [\"192.0.2.1/24\"]", "service \"x\": hosts names"),
+        ("name = \"x\"\nhomes = [\"192.0.2.1:1\"]\nhosts = []\ncolour = 1", "service \"x\": colour is not a setting"),
+        ("name = \"x\"\nhomes = [\"192.0.2.1:1\"]\nhosts = []\nrate = 0", "service \"x\": rate must be a number"),
+        ("name = \"x\"\nhomes = [\"192.0.2.1:1\"]\nhosts = []\nclients = [\"192.0.2.1/8\"]", "clients names"),
+        (
+            "name = \"x\"\nhomes = [\"192.0.2.1:1\"]\nhosts = []\ncallers = [\"no such user\"]",
+            "callers names \"no such user\", a user"
+        ),
+        (
+            "name = \"x\"\nhomes = [\"192.0.2.1:1\"]\nhosts = []\nreaders = [\"@no such group\"]",
+            "readers names \"@no such group\", a group"
+        ),
+    ])
+    func `a mistake in a service is named with the service and the key`(text: String, clue: String) {
+        #expect { try Configuration(toml: redis + "[[service]]\n" + text, path: "x") } throws: { error in
+            "\(error)".contains(clue) && "\(error)".hasSuffix(".")
+        }
+    }
+
     @Test(arguments: [
         "nonsense = 1", "queues = 0", "queues = 65", "queues = \"2\"", "datapath = \"tape\"", "socket = \"relative\"",
         "mark = 0", "mark = 4294967296", "guard-proven = -1", "check-host = 1", "queues = ", "= 3",
-        "first-queue = 65535\nqueues = 2",
+        "first-queue = 65535\nqueues = 2", "service = 1", "hook = [1]", "[[service]]",
+        "[[service]]\nname = \"x\"", "[[service]]\nname = \"x\"\nhomes = []\nhosts = []",
+        "[[service]]\nname = \"x\"\nhomes = [\"192.0.2.1\"]\nhosts = []", "[[hook]]", "[[hook]]\non = \"prepare\"",
+        "[[hook]]\non = \"never\"\nrun = [\"/bin/true\"]", "[[hook]]\non = \"prepare\"\nrun = [\"true\"]",
+        "[[hook]]\non = \"prepare\"\npost = \"ftp://x/\"",
+        "[[hook]]\non = \"prepare\"\nrun = [\"/bin/true\"]\npost = \"http://x/\"",
+        "[[hook]]\non = \"prepare\"\nrun = [\"/bin/true\"]\nservice = \"x\"",
+        "[[hook]]\non = \"prepare\"\nrun = [\"/bin/true\"]\ntimeout = 0",
     ])
     func `what makes no sense is refused with the file's name`(text: String) {
         #expect { try Configuration(toml: text, path: "/etc/x.toml") } throws: { error in

@@ -72,6 +72,26 @@ import Wire
         }
     }
 
+    @Test func `a lifetime comes back as it was written, until a later migration ends it`() throws {
+        try withDirectory { directory in
+            let key = try session().key
+            let later = StandingLifetime(
+                migration: 9, session: key, endsAt: 1_800_000_000.5, then: Endpoint("[2001:db8:1::3]:80"),
+                confirmBy: nil)
+            let earlier = StandingLifetime(migration: 8, session: key, endsAt: nil, then: nil, confirmBy: 1_700_000_000)
+            let other = StandingLifetime(
+                migration: 7, session: SessionKey(client: key.client, clientPort: nil, home: key.home), endsAt: 1,
+                then: nil, confirmBy: 2)
+            let journal = try SQLiteJournal(directory: directory)
+            for each in [earlier, later, other] { try journal.write(each) }
+            #expect(try SQLiteJournal(directory: directory).lifetimes() == [other, earlier, later])
+            try journal.forgetLifetimes(of: key, before: 9)
+            #expect(try journal.lifetimes() == [other, later])
+            try journal.forgetLifetime(9)
+            #expect(try journal.lifetimes() == [other])
+        }
+    }
+
     @Test func `a directory that cannot be used is named`() {
         #expect { try SQLiteJournal(directory: "/proc/nowhere") } throws: { "\($0)".contains("/proc/nowhere") }
     }

@@ -41,6 +41,39 @@ import Wire
         }
     }
 
+    @Test func `a lifetime is read with where it leads`() throws {
+        var order = MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: "198.51.100.2")
+        #expect(try RequestedLifetime(order, of: try read(order)) == nil)
+        (order.lifetime, order.then, order.confirmWithin) = (600, "198.51.100.3", 30)
+        let lifetime = try RequestedLifetime(order, of: try read(order))
+        #expect(
+            lifetime == RequestedLifetime(seconds: 600, then: Endpoint("198.51.100.3:80"), confirmWithin: 30))
+        order.then = "home"
+        #expect(try RequestedLifetime(order, of: try read(order))?.then == nil)
+    }
+
+    @Test(
+        arguments: [
+            (nil, "198.51.100.3", nil), (0, nil, nil), (-1, nil, nil), (1e12, nil, nil), (.nan, nil, nil),
+            (nil, nil, 0),
+            (nil, nil, .infinity), (60, "198.51.100.2", nil), (60, "2001:db8::1", nil), (60, "nonsense", nil),
+        ] as [(Double?, String?, Double?)])
+    func `a lifetime that cannot be meant is refused in one sentence`(
+        lifetime: Double?, then: String?, confirmWithin: Double?
+    ) {
+        var order = MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: "198.51.100.2")
+        (order.lifetime, order.then, order.confirmWithin) = (lifetime, then, confirmWithin)
+        #expect { try RequestedLifetime(order, of: try read(order)) } throws: { error in
+            (error as? MalformedOrder)?.problem.detail.hasSuffix(".") ?? false
+        }
+    }
+
+    @Test func `the way home has no lifetime`() {
+        var order = MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: "home")
+        order.confirmWithin = 30
+        #expect(throws: MalformedOrder.self) { try RequestedLifetime(order, of: try read(order)) }
+    }
+
     @Test func `home is home by any name`() throws {
         for to in [nil, "home", "198.51.100.1", "198.51.100.1:80"] as [String?] {
             #expect(try read(MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: to)).to == nil)

@@ -38,6 +38,7 @@ private struct Driver {
     var found: [LocatedConnection] = [Cast.connection]
     var check: MigrationMachine.HostCheck = .listening
     var installSucceeds = true
+    var preparation: MigrationMachine.Event? = .prepared(to: nil)
     var effects: [String] = []
     var changes: [SessionChange] = []
     var now: UInt64 = 1_000_000_000
@@ -56,6 +57,9 @@ private struct Driver {
                 case .locate:
                     effects.append("locate")
                     events.append(.located(found))
+                case .prepare:
+                    effects.append("prepare")
+                    if let preparation { events.append(preparation) }
                 case .check(let host):
                     effects.append("check \(host)")
                     events.append(.checked(check))
@@ -86,6 +90,74 @@ private struct Driver {
             driver.effects == ["locate", "check \(Cast.b)", "locate", "install", "forget", "install", "reset both"])
         #expect(driver.machine.isSwitched)
         #expect(!driver.machine.isFinished)
+    }
+
+    private func prepared(to host: Endpoint?, session: Session? = nil) -> Driver {
+        var request = Cast.request(to: host)
+        request.prepares = true
+        return Driver(request, session: session)
+    }
+
+    @Test func `the to-host is prepared before it is asked, and the connections are looked at again`() {
+        var driver = prepared(to: Cast.b)
+        driver.tell(.requested)
+        #expect(
+            driver.effects == [
+                "locate", "prepare", "check \(Cast.b)", "locate", "install", "forget", "install", "reset both",
+            ])
+    }
+
+    @Test func `a preparation that fails leaves everything as it was`() {
+        var driver = prepared(to: Cast.b)
+        driver.preparation = .prepareFailed(reason: "no room")
+        driver.tell(.requested)
+        #expect(driver.machine.outcome == .failed(.notPrepared(Cast.key(.connection), reason: "no room")))
+        #expect(driver.changes.isEmpty)
+        #expect(!driver.machine.isSwitched)
+    }
+
+    @Test func `a preparation may choose another host, but not the present one`() {
+        var driver = prepared(to: Cast.b)
+        driver.preparation = .prepared(to: Cast.d)
+        driver.tell(.requested)
+        #expect(driver.effects.contains("check \(Cast.d)"))
+        #expect(driver.machine.session.binding?.host == Cast.d)
+        #expect(driver.machine.request.to == Cast.d)
+        var same = prepared(to: Cast.b)
+        same.preparation = .prepared(to: Cast.home)
+        same.tell(.requested)
+        #expect(same.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.home)))
+    }
+
+    @Test func `the way home is prepared too, and connections that have gone meanwhile are not moved`() {
+        var bound = Session(key: Cast.key(.connection))
+        bound.binding = Binding(host: Cast.b, datapath: .kernel)
+        var home = prepared(to: nil, session: bound)
+        home.tell(.requested)
+        #expect(home.effects.starts(with: ["locate", "prepare", "locate", "install"]))
+        var driver = prepared(to: Cast.b)
+        driver.preparation = nil
+        driver.tell(.requested)
+        driver.found = []
+        driver.tell(.prepared(to: nil))
+        #expect(driver.machine.outcome == .failed(.unknownConnection(Cast.key(.connection))))
+    }
+
+    @Test func `a newer migration takes the place of one that is being prepared`() {
+        var driver = prepared(to: Cast.b)
+        driver.preparation = nil
+        driver.tell(.requested)
+        driver.tell(.superseded)
+        #expect(driver.machine.outcome == .failed(.superseded(Cast.key(.connection))))
+        driver.tell(.prepared(to: nil))
+        #expect(driver.changes.isEmpty)
+    }
+
+    @Test func `what the policy refuses is not even looked up`() {
+        var driver = Driver(Cast.request(to: Cast.b))
+        driver.tell(.refused(.home(Cast.home)))
+        #expect(driver.machine.outcome == .failed(.refused(.home(Cast.home))))
+        #expect(driver.effects.count == 1)
     }
 
     @Test func `a connection that nobody knows is refused and nothing is installed`() {

@@ -34,3 +34,10 @@ int nfqmig_unshare_network(void);
 /// <linux/filter.h> is macros (BPF_STMT, SKF_AD_NLATTR) that Swift does not import. Lets only conntrack messages of TCP
 /// connections into the receive buffer of the netlink socket `fd`. Returns 0 or -errno.
 int nfqmig_receive_only_tcp_conntrack(int fd);
+
+/// pidfd_open(2), memfd_create(2) and closefrom in posix_spawn are not in Swift's Glibc module. Starts the program `path`
+/// in "/", in a process group of its own, with all signals at their defaults, `input` (a copy of these octets) as its
+/// standard input, `output` and `error` as its standard output and error, and nothing else of ours open. Returns its
+/// process id, and in `*pidfd` a descriptor that can be read once it has ended; or -errno.
+int nfqmig_spawn(const char *path, char *const arguments[], char *const environment[], const void *input,
+                 size_t length, int output, int error, int *pidfd);
