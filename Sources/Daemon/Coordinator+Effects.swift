@@ -189,7 +189,10 @@ extension Coordinator {
             var cleared = other
             for (tuple, standing) in other.transits {
                 let isTaken = session.transits[tuple] != nil
-                let isAgainstHost = tuple.source == session.host && standing.host == session.host
+                // Another connection of the client may be on its way from this very host: it is left alone.
+                let isAgainstHost =
+                    tuple.source == session.host && standing.host == session.host
+                    && (session.key.clientPort == nil || session.key.clientPort == tuple.destination.port)
                 if isTaken || isAgainstHost { cleared.transits[tuple] = nil }
             }
             guard cleared != other else { continue }
