@@ -206,7 +206,10 @@ extension Coordinator {
                 && session.binding?.datapath == .queue && other.binding == nil
             for (tuple, standing) in other.transits {
                 let isTaken = session.transits[tuple] != nil
-                let isAgainstHost = tuple.source == session.host && standing.host == session.host
+                // Another connection of the client may be on its way from this very host: it is left alone.
+                let isAgainstHost =
+                    tuple.source == session.host && standing.host == session.host
+                    && (session.key.clientPort == nil || session.key.clientPort == tuple.destination.port)
                 let isUntranslated = isCarried && standing.transit == .awaitingSYN
                 if isTaken || isAgainstHost || isUntranslated { cleared.transits[tuple] = nil }
             }

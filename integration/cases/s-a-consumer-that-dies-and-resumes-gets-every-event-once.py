@@ -34,7 +34,7 @@ class Traffic:
             thread.start()
 
     def _one(self, name):
-        turn = 0
+        turn = self.stage.turns.setdefault(name, 0)
         while self.running:
             host = ("b", "d", None)[turn % 3]
             to = self.stage.host(name, host) if host else None
@@ -95,6 +95,7 @@ def kills(case, stage, names):
     reference = EventStream(stage.daemon.socket)
     sleeper = EventStream(stage.daemon.socket, reads=False)
     first = stage.daemon.migrate(stage.who(names[0]), stage.home(names[0]), stage.host(names[0], "b"))["id"]
+    stage.turns = {names[0]: 1}
     one, last_one, two, last_two = [], None, [], None
     traffic = Traffic(stage, names)
     for _ in range(rounds):
