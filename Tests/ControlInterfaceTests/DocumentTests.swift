@@ -30,8 +30,8 @@ import Testing
 
     @Test func `a report's fields are those that the page names`() throws {
         var report = MigrationReport(
-            id: 1, client: "192.0.2.9", home: "198.51.100.1:80", scope: "client", datapath: "kernel", passive: false,
-            from: "198.51.100.1:80", to: "198.51.100.2:80", requestedAt: 1)
+            id: 1, session: 1, client: "192.0.2.9", home: "198.51.100.1:80", scope: "client", datapath: "kernel",
+            passive: false, from: "198.51.100.1:80", to: "198.51.100.2:80", requestedAt: 1)
         (report.outcome, report.reason, report.exitCode) = ("failed", "why", 1)
         (report.switchedAt, report.finishedAt) = (2, 3)
         let object = try JSONSerialization.jsonObject(with: JSONEncoder().encode(report)) as? [String: Any]
@@ -44,5 +44,7 @@ import Testing
         let order = try JSONDecoder().decode(
             MigrationOrder.self, from: Data(#"{"client": "192.0.2.9", "from": "198.51.100.1:80"}"#.utf8))
         #expect(order == MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: nil))
+        let byNumber = try JSONDecoder().decode(MigrationOrder.self, from: Data(#"{"session": 7}"#.utf8))
+        #expect(byNumber == MigrationOrder(session: 7, to: nil))
     }
 }

@@ -17,7 +17,7 @@ import Wire
         let client = try #require(IPAddress("2001:db8::9"))
         let home = try #require(Endpoint("[2001:db8:1::1]:80"))
         let host = try #require(Endpoint("[2001:db8:1::2]:8080"))
-        var session = Session(key: SessionKey(client: client, clientPort: 40000, home: home))
+        var session = Session(key: SessionKey(client: client, clientPort: 40000, home: home), id: 5)
         session.binding = Binding(host: host, datapath: .queue)
         let tuple = FourTuple(source: home, destination: Endpoint(address: client, port: 40000))
         session.transits[tuple] = StandingTransit(transit: .guarded, host: home, lifetime: 60, migration: 7)
@@ -43,6 +43,18 @@ import Wire
             try journal.write(one)
             try journal.write(service)
             #expect(try Set(journal.load().sessions) == [one, service])
+        }
+    }
+
+    @Test func `a session that follows its client is there once, under its new port`() throws {
+        try withDirectory { directory in
+            let journal = try SQLiteJournal(directory: directory)
+            let session = try session()
+            let next = session.following(to: 40001, tail: 120)
+            try journal.write(session)
+            try journal.write([next], insteadOf: [session.key])
+            #expect(try journal.load().sessions == [next])
+            #expect(next.id == session.id && next.key.clientPort == 40001)
         }
     }
 

@@ -81,6 +81,7 @@ import Wire
     }
 
     @Test(arguments: [
+        MigrationOrder(to: "198.51.100.2"), MigrationOrder(client: "192.0.2.9", to: "198.51.100.2"),
         MigrationOrder(client: "192.0.2", from: "198.51.100.1:80", to: "198.51.100.2"),
         MigrationOrder(client: "192.0.2.9:0", from: "198.51.100.1:80", to: "198.51.100.2"),
         MigrationOrder(client: "192.0.2.9:65536", from: "198.51.100.1:80", to: "198.51.100.2"),

@@ -90,6 +90,30 @@ import Wire
         }
     }
 
+    @Test func `a SYN that may be owed to a session waits, and is dropped when nobody would hear of it`() throws {
+        for cast in Self.casts {
+            let ring = try ObservationRing<Observation>(capacity: 2)
+            let tuple = FourTuple(source: cast.client, destination: cast.home)
+            var handler = PacketHandler(
+                observations: ring, mark: Self.mark, seed: 1, queue: 3,
+                flows: [(FlowKey(stage: .prerouting, tuple: tuple).anyPort, .holdSYN(.pass))])
+            var verdicts: [Verdict] = []
+            for number in 7..<10 as Range<UInt32> {
+                var octets = cast.packet(from: cast.client, to: cast.home, .syn)
+                verdicts.append(judge(&handler, &octets, hook: Self.prerouting, number: number))
+            }
+            #expect(verdicts == [.hold, .hold, .drop])
+            var seen: [HeldPacket?] = []
+            ring.drain {
+                #expect(!$0.hasPassed && !$0.opensConnection && $0.segment.tuple == tuple)
+                seen.append($0.held)
+            }
+            #expect(seen == [HeldPacket(queue: 3, number: 7), HeldPacket(queue: 3, number: 8)])
+            var octets = cast.packet(from: cast.client, to: cast.home, .ack)
+            #expect(judge(&handler, &octets, hook: Self.prerouting) == .accept)
+        }
+    }
+
     @Test(.enabled(if: allocation_count_of_this_thread() >= 0, "allocations cannot be counted in this build"))
     func `fifty thousand packets of each kind allocate nothing, on both datapaths`() throws {
         for cast in Self.casts {
@@ -97,6 +121,8 @@ import Wire
             let kinds: [(rule: FlowRule, hook: UInt8, key: FlowKey?, packet: [UInt8])] = [
                 (.freeze, Self.prerouting, nil, cast.packet(from: cast.client, to: cast.home)),
                 (.awaitSYN(.pass), Self.prerouting, nil, cast.packet(from: cast.client, to: cast.home)),
+                (.holdSYN(.pass), Self.prerouting, nil, cast.packet(from: cast.client, to: cast.home, .syn)),
+                (.awaitDecision, Self.prerouting, nil, cast.packet(from: cast.client, to: cast.home)),
                 (.reconnected(.pass), Self.prerouting, nil, cast.packet(from: cast.client, to: cast.home)),
                 (
                     .passage(.translateDestination(cast.host)), Self.prerouting, nil,
@@ -130,9 +156,11 @@ import Wire
         }
     }
 
-    private func judge(_ handler: inout PacketHandler, _ octets: inout [UInt8], hook: UInt8) -> Verdict {
+    private func judge(_ handler: inout PacketHandler, _ octets: inout [UInt8], hook: UInt8, number: UInt32 = 0)
+        -> Verdict
+    {
         var span = octets.mutableSpan
         return handler.verdict(
-            for: &span, PacketMetadata(hook: hook, checksum: .complete, mark: 0, isWhole: true))
+            for: &span, PacketMetadata(hook: hook, checksum: .complete, mark: 0, isWhole: true, number: number))
     }
 }

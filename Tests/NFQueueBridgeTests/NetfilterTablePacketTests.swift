@@ -115,6 +115,23 @@ struct NetfilterTablePacketTests {
     }
 
     @Test(arguments: Ends.both)
+    func `of a client with a credit only segments that open a connection are diverted`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            let (client, home) = (try Lab.endpoint("\(ends.client):1"), try Lab.endpoint("\(ends.home):80"))
+            try table.apply(TableChange(adding: [.credit(client: client.address, home: home)]))
+            // Our table's only: no other port, no other home, and no SYN with ACK, FIN or RST.
+            let flags = ["S", "A", "SA", "SR", "SF", "F", "R"]
+            for flag in flags {
+                let segment = "\(ends.client):5000>\(ends.home):80 \(flag) 1 1"
+                let seen = try wire.send("client " + segment)
+                #expect(seen.isEmpty == (flag == "S"), "\(flag)")
+            }
+            let elsewhere = try wire.send("client \(ends.client):5000>\(ends.home):81 S 1 1")
+            #expect(elsewhere.contains("host \(ends.client):5000>\(ends.home):81 S 1 1"), "\(elsewhere)")
+        }
+    }
+
+    @Test(arguments: Ends.both)
     func `ICMP errors for a home and for its client are diverted and nothing else of ICMP`(_ ends: Ends) throws {
         try withWire { table, wire in
             let packets = [

@@ -25,21 +25,21 @@ struct QueueMessageTests {
     private func read(_ octets: [UInt8]) -> QueueMessage { QueueMessage(octets.span) }
 
     @Test func `a packet's message gives number, hook, mark, checksum state and octets`() {
-        let metadata = PacketMetadata(hook: 4, checksum: .pending, mark: 9, isWhole: true)
+        let metadata = PacketMetadata(hook: 4, checksum: .pending, mark: 9, isWhole: true, number: 258)
         #expect(read(Self.sized(Self.message)) == .packet(number: 258, payload: 60..<65, metadata))
     }
 
     @Test func `a packet shorter than on the wire is not whole`() {
         var octets = Self.sized(Self.message)
         octets[55] = 6
-        let metadata = PacketMetadata(hook: 4, checksum: .pending, mark: 9, isWhole: false)
+        let metadata = PacketMetadata(hook: 4, checksum: .pending, mark: 9, isWhole: false, number: 258)
         #expect(read(octets) == .packet(number: 258, payload: 60..<65, metadata))
     }
 
     @Test func `a packet of several segments says so`() {
         var octets = Self.sized(Self.message)
         octets[47] = 3
-        let metadata = PacketMetadata(hook: 4, checksum: .segmented, mark: 9, isWhole: true)
+        let metadata = PacketMetadata(hook: 4, checksum: .segmented, mark: 9, isWhole: true, number: 258)
         #expect(read(octets) == .packet(number: 258, payload: 60..<65, metadata))
     }
 

@@ -19,7 +19,7 @@ struct QueueObservationTests {
 
     @Test func `a full ring loses the newest and counts them`() throws {
         let ring = try ObservationRing<Int>(capacity: 8)
-        for value in 0..<11 { ring.push(value) }
+        for value in 0..<11 { #expect(ring.push(value) == (value < 8)) }
         var drained: [Int] = []
         ring.drain { drained.append($0) }
         #expect(drained == Array(0..<8))

@@ -10,6 +10,7 @@ import Wire
 final class HandlerLog: Sendable {
     let messages = Mutex<[Int]>([])
     let states = Mutex<[ChecksumState]>([])
+    let held = Mutex<[UInt32]>([])
     /// Octets of the longest TCP packet.
     let longest = Atomic<Int>(0)
     let batchEnds = Atomic<Int>(0)
@@ -24,7 +25,7 @@ final class HandlerLog: Sendable {
 }
 
 /// Gives TCP back rewritten, with a checksum of its own; otherwise decides by the first octet of a UDP datagram: D is dropped; R is rewritten, its second octet becoming the letter that
-/// was last posted; M gets mark 7; S keeps the thread for 20 ms, L for 3 s; anything else passes. What is no UDP is dropped.
+/// was last posted; M gets mark 7; H is held, its number noted; S keeps the thread for 20 ms, L for 3 s; anything else passes. What is no UDP is dropped.
 struct TestHandler: VerdictHandler, ~Copyable {
     let log: HandlerLog
     private var letter = UInt8(ascii: "-")
@@ -59,6 +60,9 @@ struct TestHandler: VerdictHandler, ~Copyable {
             // Changes the packet's octets without saying so: nothing of it may arrive.
             packet[29] = letter
             return .accept
+        case UInt8(ascii: "H"):
+            log.held.withLock { $0.append(metadata.number) }
+            return .hold
         case UInt8(ascii: "M"): return .accept(mark: 7)
         case UInt8(ascii: "C"):
             log.states.withLock { $0.append(metadata.checksum) }

@@ -190,6 +190,43 @@ import Wire
         }
     }
 
+    @Test func `a SYN that may be owed to a session waits, and its client's other segments do not`() {
+        for (rule, others) in [(FlowRule.holdSYN(.pass), Ruling.accept), (.awaitDecision, .drop)] {
+            let key = FlowKey(stage: .prerouting, tuple: Self.forth)
+            for key in [key, key.anyPort] {
+                var table = table([key: rule])
+                for flags in [
+                    TCPFlags.ack, .rst, TCPFlags([.fin, .ack]), TCPFlags([.syn, .ack]), TCPFlags([.syn, .rst]),
+                ] {
+                    var other = segment(Self.forth, flags)
+                    let reported = others == .drop ? observed(Self.forth, flags) : nil
+                    #expect(
+                        judge(&table, &other, .prerouting) == Judgement(others, note: .none, observed: reported))
+                }
+                // Once more is a SYN that is repeated: the rule stays what it is.
+                for _ in 0..<2 {
+                    var syn = segment(Self.forth, .syn)
+                    #expect(
+                        judge(&table, &syn, .prerouting)
+                            == Judgement(.hold, note: .none, observed: observed(Self.forth, .syn)))
+                    #expect(syn == segment(Self.forth, .syn))
+                }
+                #expect(table.lookup(key) == rule)
+            }
+        }
+    }
+
+    @Test func `the end of a connection is carried on while SYNs wait`() {
+        let key = FlowKey(stage: .prerouting, tuple: Self.forth)
+        var table = table([key: .holdSYN(.translateDestination(Self.host)), key.anyPort: .holdSYN(.pass)])
+        var fin = segment(Self.forth, [.fin, .ack])
+        #expect(
+            judge(&table, &fin, .prerouting) == Judgement(.acceptRewritten, note: .none, learnsReply: true))
+        #expect(fin == segment(FourTuple(source: Self.client, destination: Self.host), [.fin, .ack]))
+        var syn = segment(Self.forth, .syn)
+        #expect(judge(&table, &syn, .prerouting).ruling == .hold)
+    }
+
     @Test func `a SYN that cannot be rewritten is still awaited`() {
         let key = FlowKey(stage: .prerouting, tuple: Self.forth)
         var table = table([key: .awaitSYN(.translateDestination(Self.host))])
@@ -229,7 +266,7 @@ import Wire
         let (key, rule) = try rule(for: vector)
         guard case .passage(let passage) = rule else { return }
         var octets = try vector.packet("before")
-        for rule in [FlowRule.freeze, .awaitSYN(passage)] {
+        for rule in [FlowRule.freeze, .awaitSYN(passage), .awaitDecision] {
             var table = table([key: rule])
             #expect(judge(&table, &octets, key.stage) == Judgement(.drop, note: .icmp))
             #expect(try octets == vector.packet("before"))

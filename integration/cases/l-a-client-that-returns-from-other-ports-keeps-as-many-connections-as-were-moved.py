@@ -119,11 +119,14 @@ class Group:
             self.failures.append("run %d: sessions %s have become %s" % (number, ids, sessions))
         if {session["client"] for session in sessions} == set(ids.values()):
             self.failures.append("run %d: no session has followed its client: %s" % (number, sessions))
+        asked = []
         for place, session in enumerate(sessions):
             # By its number, or by the present port.
             words = (["return", "--session", session["id"]] if place % 2 else
                      ["return", "--client", session["client"], "--from", self.home])
-            answer = self.daemon.ctl(*words, "--wait", "--json")
+            asked.append((session, self.daemon.ctl(*words, "--json")))
+        for session, begun in asked:
+            answer = self.daemon.ctl("show", begun["id"], "--wait", "--json")
             if answer.code or answer["session"] != session["id"]:
                 self.failures.append("run %d, return of %s: %s" % (number, session, answer))
         self.expect(number, "home again", 0)
