@@ -76,7 +76,7 @@ struct ControlRoute: Sendable {
 
 extension Coordinator {
     /// Everything that the control interface offers.
-    nonisolated var routes: [ControlRoute] { readingRoutes + migrationRoutes }
+    nonisolated var routes: [ControlRoute] { readingRoutes + migrationRoutes + drainRoutes }
 
     private nonisolated var readingRoutes: [ControlRoute] {
         [

@@ -14,8 +14,12 @@ extension Coordinator {
         switch effect {
         case .locate: return locate(running)
         case .check(let host): return check(host, for: running)
-        case .install(let from, let to): return install(from: from, to: to, of: running)
-        case .forget(let connections): return forget(connections, of: running)
+        case .install(let from, let to):
+            install(from: from, to: to, of: running)
+            return nil
+        case .forget(let connections):
+            pending.forgets.append((running, connections))
+            return nil
         case .reset(let connections, let client): return reset(connections, client: client, of: running)
         case .leaveClientAlone(let connection):
             endHandshake(connection.clientSide)
@@ -33,10 +37,14 @@ extension Coordinator {
         drainObservations()
         let binding = sessions[key]?.binding
         running.entries = [:]
+        running.closed = []
         do {
             for entry in try entries(of: key, binding: binding, dump: running.dump)
             where key.clientPort == nil || entry.original.source.port == key.clientPort {
-                guard let connection = located(entry, key: key, binding: binding) else { continue }
+                guard let connection = located(entry, key: key, binding: binding) else {
+                    if entry.phase == .closed, entry.original.destination == key.home { running.closed.append(entry) }
+                    continue
+                }
                 running.entries[connection.clientSide] = entry
             }
         } catch {
@@ -118,50 +126,14 @@ extension Coordinator {
         return nil
     }
 
-    private func install(from: Session, to: Session, of running: RunningMigration) -> MigrationMachine.Event? {
+    /// Both are carried out when the loop's turn ends, with what other migrations want done: see `commit`.
+    private func install(from: Session, to: Session, of running: RunningMigration) {
         guard running.before == nil else {
-            // Past the point of no return there is no way back: what can be done is done.
-            do {
-                try journal.write(to)
-            } catch {
-                logger.error("\(error)", metadata: running.metadata)
-            }
-            do {
-                try change(from, to)
-            } catch {
-                logger.error("the change was refused: \(error)", metadata: running.metadata)
-                return nil
-            }
+            decide(change: from, to: to)
             settle(to, since: from)
-            return nil
+            return
         }
-        let key = to.key
-        do {
-            running.before = from
-            try openEvents()
-            awaitingReconnect.insert(running.machine.id)
-            try journal.write(journaled(running, .switching), to)
-            try clearWay(for: to)
-            try change(from, to)
-        } catch {
-            logger.error("the change was refused: \(error)", metadata: running.metadata)
-            awaitingReconnect.remove(running.machine.id)
-            try? journal.write(from)
-            try? journal.forgetMigration(running.machine.id)
-            running.machine.adopt(from)
-            return .installFailed(reason: "\(error)")
-        }
-        discardOpenings(of: to)
-        settle(to, since: from)
-        if let previous = latest[key].flatMap({ migrations[$0] }), !previous.machine.isFinished {
-            advance(previous, .superseded)
-        }
-        latest[key] = running.machine.id
-        preparing[key] = nil
-        standing[key, default: []].insert(running.machine.id)
-        running.switchedAt = EventLoop.wallClock
-        running.note("switched", "\(from.host) → \(to.host)")
-        return .installed
+        decide(switch: running, from: from, to: to)
     }
 
     /// Brings table and queue threads from one state of a session to the next. A table that somebody has deleted is made
@@ -184,8 +156,15 @@ extension Coordinator {
 
     /// Ends what older sessions of the same client, of another scope or home, hold against what `session` is to hold: one
     /// four-tuple can have one treatment only.
-    private func clearWay(for session: Session) throws {
-        for other in sessions.values where other.key != session.key && other.key.client == session.key.client {
+    func clearWay(for session: Session) {
+        var others = sessions.sessions(around: session.key)
+        for tuple in session.transits.keys {
+            guard let holder = sessions.session(holding: tuple), holder.key != session.key,
+                holder.key.client == session.key.client, !others.contains(where: { $0.key == holder.key })
+            else { continue }
+            others.append(holder)
+        }
+        for other in others {
             var cleared = other
             for (tuple, standing) in other.transits {
                 let isTaken = session.transits[tuple] != nil
@@ -193,15 +172,14 @@ extension Coordinator {
                 if isTaken || isAgainstHost { cleared.transits[tuple] = nil }
             }
             guard cleared != other else { continue }
-            try change(other, cleared)
-            try journal.write(cleared)
+            decide(change: other, to: cleared)
             settle(cleared, since: other)
         }
     }
 
     /// What follows from a change that has been made: nothing more is sent about a transit that has ended or that the
     /// kernel answers from now on, and new ones end by themselves.
-    private func settle(_ session: Session, since old: Session) {
+    func settle(_ session: Session, since old: Session) {
         keep(session)
         for (tuple, standing) in old.transits {
             let next = session.transits[tuple]
@@ -221,31 +199,9 @@ extension Coordinator {
                 !(sessions[key]?.transits.values.contains { $0.migration == id && $0.transit != .guarded } ?? false)
             else { continue }
             standing[key]?.remove(id)
-            do {
-                try journal.forgetMigration(id)
-            } catch {
-                logger.error("\(error)")
-            }
+            pending.settled.append(id)
         }
         if standing[key]?.isEmpty ?? false { standing[key] = nil }
-    }
-
-    private func forget(_ connections: [LocatedConnection], of running: RunningMigration) -> MigrationMachine.Event {
-        do {
-            try journal.write(journaled(running, .resetting), running.machine.session)
-        } catch {
-            logger.error("\(error)", metadata: running.metadata)
-        }
-        for connection in connections {
-            guard let entry = running.entries[connection.clientSide] else { continue }
-            do {
-                _ = try gateway.conntrack.delete(entry)
-            } catch {
-                logger.error("\(error)", metadata: running.metadata)
-            }
-        }
-        running.note("forgotten", "conntrack's \(connections.count == 1 ? "entry" : "\(connections.count) entries")")
-        return .forgotten
     }
 
     private func finish(_ running: RunningMigration, _ outcome: MigrationOutcome) {
@@ -263,6 +219,7 @@ extension Coordinator {
         }
         logger.notice("migration finished: \(outcome)", metadata: running.metadata)
         running.resumeWaiters(loop)
+        ended(running)
     }
 
     // MARK: - Sessions
@@ -276,13 +233,21 @@ extension Coordinator {
 
     /// Transits end by themselves, in the kernel and here.
     func scheduleExpiry(of session: Session, since old: Session) {
+        for (tuple, standing) in old.transits where session.transits[tuple] != standing {
+            guard expiries[tuple]?.key == session.key, let expiry = expiries.removeValue(forKey: tuple) else {
+                continue
+            }
+            loop.cancel(expiry.timer)
+        }
         for (tuple, standing) in session.transits where old.transits[tuple] != standing {
             let deadline = EventLoop.now + UInt64(standing.lifetime) * 1_000_000_000
-            loop.schedule(at: deadline) { self.expire(tuple, standing, key: session.key) }
+            let timer = loop.schedule(at: deadline) { self.expire(tuple, standing, key: session.key) }
+            if let other = expiries.updateValue((session.key, timer), forKey: tuple) { loop.cancel(other.timer) }
         }
     }
 
     private func expire(_ tuple: FourTuple, _ standing: StandingTransit, key: SessionKey) {
+        commit(before: key)
         guard let session = sessions[key], session.transits[tuple] == standing else { return }
         var without = session
         without.transits[tuple] = nil
@@ -290,13 +255,8 @@ extension Coordinator {
         let unfinished = handshakes[tuple].flatMap { $0.handshake.outcome == nil ? $0 : nil }
         endHandshake(tuple)
         passives[tuple] = nil
-        do {
-            try change(session, without)
-            try journal.write(without)
-        } catch {
-            logger.error("an expired transit cannot be removed: \(error)")
-        }
-        keep(without)
+        expiries[tuple] = nil
+        decide(change: session, to: without)
         forgetSettled(key)
         guard let unfinished, let running = migrations[unfinished.migration] else { return }
         advance(
@@ -305,7 +265,7 @@ extension Coordinator {
                 ? .clientReset(unfinished.connection, .unproven) : .serverReset(unfinished.connection, .unproven))
     }
 
-    private func journaled(_ running: RunningMigration, _ stage: JournaledMigration.Stage) -> JournaledMigration {
+    func journaled(_ running: RunningMigration, _ stage: JournaledMigration.Stage) -> JournaledMigration {
         let machine = running.machine
         return JournaledMigration(
             id: machine.id, stage: stage, before: SessionDocument(running.before ?? machine.session),

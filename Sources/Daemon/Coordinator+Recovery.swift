@@ -12,6 +12,7 @@ extension Coordinator {
     /// Brings journal and kernel together and takes up what an earlier process left unfinished. The table is adopted as
     /// it stands; what it lacks is added, what nobody knows is removed, in one transaction.
     func start() throws {
+        loop.turnEnded = { self.commit() }
         let contents = try journal.load()
         lastMigration = contents.lastMigration
         for session in contents.sessions { sessions[session.key] = session }
@@ -117,7 +118,7 @@ extension Coordinator {
         migrations[entry.id] = running
         latest[key] = entry.id
         standing[key, default: []].insert(entry.id)
-        awaitingReconnect.insert(entry.id)
+        awaitingReconnect.insert(entry.id, key)
         running.note("resumed", "by a daemon that started anew")
         let connections = entry.connections.compactMap(\.connection)
         for connection in connections {
@@ -136,6 +137,8 @@ extension Coordinator {
 
     /// Stops what runs on this thread; the kernel keeps the table.
     func stop() {
+        commit()
+        loop.turnEnded = nil
         closeEvents()
         for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }
         gateway.stopQueues()

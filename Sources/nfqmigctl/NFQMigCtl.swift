@@ -61,7 +61,8 @@ struct Commands: AsyncParsableCommand {
             7 time-out while waiting.
             """,
         subcommands: [
-            Connections.self, Sessions.self, Migrate.self, Return.self, Show.self, Counters.self,
+            Connections.self, Sessions.self, Migrate.self, Return.self, Show.self, DrainCommand.self, Drains.self,
+            Pause.self, Resume.self, Cancel.self, Counters.self,
         ])
 }
 
