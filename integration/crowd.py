@@ -9,7 +9,7 @@ The connections are spread over the addresses. The first BUSY of them ask all th
 others are idle. Commands are JSON lines on stdin, events JSON lines on stdout; `t` is CLOCK_MONOTONIC in seconds.
 
     {"do": "state"}     → state: up (connections by server), waiting (those without a server)
-    {"do": "history"}   → history, since the last time: downs (times), gaps (ms from the break to the first byte of the next
+    {"do": "history"}   → history, since the last time: downs (times), connections (the source of each), gaps (ms from the break to the first byte of the next
                           connection), silences (ms from a busy connection's last answer to the next one's first), refused,
                           corrupt, breaks (by error)
     {"do": "close"}     drop every connection with a RST
@@ -61,7 +61,7 @@ class Crowd:
         self.reset_history()
 
     def reset_history(self):
-        self.history = {"downs": [], "gaps": [], "silences": [], "refused": 0, "corrupt": 0, "breaks": {}}
+        self.history = {"downs": [], "connections": [], "gaps": [], "silences": [], "refused": 0, "corrupt": 0, "breaks": {}}
 
     def run(self):
         self.open_more()
@@ -131,6 +131,8 @@ class Crowd:
             each.state, each.server, data = "up", data[:1].decode("latin-1"), data[1:]
             if each.down:
                 self.history["gaps"].append((now - each.down) * 1e3)
+                if not each.busy:
+                    each.down = None
             else:
                 self.opening -= 1
                 self.open_more()
@@ -164,11 +166,12 @@ class Crowd:
         now = time.monotonic()
         self.by_descriptor.pop(each.socket.fileno(), None)
         each.socket.close()
-        if each.state == "up":
+        if each.state in ("up", "greeting"):
             name = errno.errorcode.get(number, str(number)) if number else "EOF"
             self.history["breaks"][name] = self.history["breaks"].get(name, 0) + 1
             self.history["downs"].append(now)
-            each.down = now
+            self.history["connections"].append("%s:%d" % each.source)
+            each.down = each.down or now
         elif each.state == "connecting" and number == errno.ECONNREFUSED:
             self.history["refused"] += 1
         each.due = None

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-internal import Migration
-internal import Wire
+package import Migration
+package import Wire
 
 /// The sessions, by key, with what it takes to find those that concern a client, a connection or a four-tuple without
 /// looking at all of them.
-struct SessionTable: Sequence {
+package struct SessionTable: Sequence {
     private var sessions: [SessionKey: Session] = [:]
     /// Every session of a client, whatever the home.
     private var ofClient: [IPAddress: Set<SessionKey>] = [:]
@@ -16,13 +16,15 @@ struct SessionTable: Sequence {
     /// Whose rewritten connection is answered with this four-tuple.
     private var replyHolders: [FourTuple: SessionKey] = [:]
 
-    var count: Int { sessions.count }
-    var keys: Dictionary<SessionKey, Session>.Keys { sessions.keys }
-    var values: Dictionary<SessionKey, Session>.Values { sessions.values }
+    package init() {}
 
-    func makeIterator() -> Dictionary<SessionKey, Session>.Iterator { sessions.makeIterator() }
+    package var count: Int { sessions.count }
+    package var keys: Dictionary<SessionKey, Session>.Keys { sessions.keys }
+    package var values: Dictionary<SessionKey, Session>.Values { sessions.values }
 
-    subscript(key: SessionKey) -> Session? {
+    package func makeIterator() -> Dictionary<SessionKey, Session>.Iterator { sessions.makeIterator() }
+
+    package subscript(key: SessionKey) -> Session? {
         get { sessions[key] }
         set {
             let old = sessions[key]
@@ -34,15 +36,15 @@ struct SessionTable: Sequence {
     }
 
     /// The session whose rewritten connection is answered with this four-tuple, host → client.
-    func session(answeredBy reply: FourTuple) -> Session? { replyHolders[reply].flatMap { sessions[$0] } }
+    package func session(answeredBy reply: FourTuple) -> Session? { replyHolders[reply].flatMap { sessions[$0] } }
 
     /// Every session of a client.
-    func sessions(of client: IPAddress) -> [Session] {
+    package func sessions(of client: IPAddress) -> [Session] {
         (ofClient[client] ?? []).compactMap { sessions[$0] }
     }
 
     /// The other sessions of the same client that may concern one of its connections that concerns `key` too.
-    func sessions(around key: SessionKey) -> [Session] {
+    package func sessions(around key: SessionKey) -> [Session] {
         guard key.clientPort != nil else { return sessions(of: key.client).filter { $0.key != key } }
         let any = Endpoint(address: key.client, port: 0)
         return (ofEndpoint[key.clientEndpoint] ?? []).union(ofEndpoint[any] ?? []).compactMap {
@@ -51,7 +53,7 @@ struct SessionTable: Sequence {
     }
 
     /// The session that holds a transit of this four-tuple.
-    func session(holding tuple: FourTuple) -> Session? { transitHolders[tuple].flatMap { sessions[$0] } }
+    package func session(holding tuple: FourTuple) -> Session? { transitHolders[tuple].flatMap { sessions[$0] } }
 
     private mutating func forget(_ old: Session?, for new: Session?) {
         guard let old else { return }
@@ -80,26 +82,28 @@ struct SessionTable: Sequence {
 }
 
 /// Migrations that wait for their client's new connection, found by the client's endpoint.
-struct AwaitedReconnects {
+package struct AwaitedReconnects {
     private var ofEndpoint: [Endpoint: Set<UInt64>] = [:]
     private var endpoints: [UInt64: Endpoint] = [:]
 
-    var isEmpty: Bool { endpoints.isEmpty }
+    package init() {}
 
-    mutating func insert(_ id: UInt64, _ key: SessionKey) {
+    package var isEmpty: Bool { endpoints.isEmpty }
+
+    package mutating func insert(_ id: UInt64, _ key: SessionKey) {
         remove(id)
         endpoints[id] = key.clientEndpoint
         ofEndpoint[key.clientEndpoint, default: []].insert(id)
     }
 
-    mutating func remove(_ id: UInt64) {
+    package mutating func remove(_ id: UInt64) {
         guard let endpoint = endpoints.removeValue(forKey: id) else { return }
         ofEndpoint[endpoint]?.remove(id)
         if ofEndpoint[endpoint]?.isEmpty ?? false { ofEndpoint[endpoint] = nil }
     }
 
     /// Those that wait for this client endpoint, or for its address from any port.
-    func ids(of client: Endpoint) -> Set<UInt64> {
+    package func ids(of client: Endpoint) -> Set<UInt64> {
         let any = ofEndpoint[Endpoint(address: client.address, port: 0)] ?? []
         return (ofEndpoint[client] ?? []).union(any)
     }

@@ -2,7 +2,7 @@
 
 /// What is to be done at which time: a binary heap that knows where each of its entries is, so that adding, taking the
 /// first and cancelling any cost a logarithm of their number. Of equal deadlines the older comes first.
-struct TimerQueue {
+package struct TimerQueue {
     private struct Entry {
         let id: UInt64
         let deadline: UInt64
@@ -15,13 +15,15 @@ struct TimerQueue {
     private var places: [UInt64: Int] = [:]
     private var lastID: UInt64 = 0
 
-    var count: Int { entries.count }
+    package init() {}
+
+    package var count: Int { entries.count }
 
     /// The earliest deadline; nil when nothing is to be done.
-    var deadline: UInt64? { entries.first?.deadline }
+    package var deadline: UInt64? { entries.first?.deadline }
 
     /// Returns a number for `cancel`.
-    mutating func add(at deadline: UInt64, _ body: @escaping () -> Void) -> UInt64 {
+    package mutating func add(at deadline: UInt64, _ body: @escaping () -> Void) -> UInt64 {
         lastID += 1
         entries.append(Entry(id: lastID, deadline: deadline, body: body))
         places[lastID] = entries.count - 1
@@ -29,13 +31,13 @@ struct TimerQueue {
         return lastID
     }
 
-    mutating func cancel(_ id: UInt64) {
+    package mutating func cancel(_ id: UInt64) {
         guard let place = places[id] else { return }
         remove(at: place)
     }
 
     /// Takes the first entry out when its deadline has come.
-    mutating func take(at now: UInt64) -> (() -> Void)? {
+    package mutating func take(at now: UInt64) -> (() -> Void)? {
         guard let first = entries.first, first.deadline <= now else { return nil }
         remove(at: 0)
         return first.body
