@@ -53,7 +53,8 @@ extension Coordinator {
             return .installFailed(reason: "\(error)")
         }
         running.dump = nil
-        let found = running.entries.compactMap { located($0.value, key: key, binding: binding) }
+        var found = running.entries.compactMap { located($0.value, key: key, binding: binding) }
+        if found.isEmpty, let reset = justReset(running, key: key, binding: binding) { found = [reset] }
         let connections = found + silentClients(of: sessions[key], besides: found, to: request.to ?? key.home)
         running.note(
             running.hostCheck == nil ? "located" : "located again",
@@ -111,6 +112,18 @@ extension Coordinator {
         }
         let clientSide = FourTuple(source: entry.original.source, destination: key.home)
         return LocatedConnection(clientSide: clientSide, serverSide: serverSide, phase: phase)
+    }
+
+    /// A connection of a bound session that its host has just reset. The client may open the next one at this moment, and
+    /// that must not reach the host which is being left: so it is stopped and asked like one that lives.
+    private func justReset(_ running: RunningMigration, key: SessionKey, binding: Binding?) -> LocatedConnection? {
+        guard key.clientPort != nil, let binding, binding.datapath == .kernel,
+            let entry = running.closed.first(where: { $0.state == .close && $0.reply.source == binding.host })
+        else { return nil }
+        let connection = LocatedConnection(
+            clientSide: entry.original, serverSide: entry.reply.reversed, phase: .closed)
+        running.entries[connection.clientSide] = entry
+        return connection
     }
 
     private func check(_ host: Endpoint, for running: RunningMigration) -> MigrationMachine.Event? {
