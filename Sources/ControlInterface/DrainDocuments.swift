@@ -48,7 +48,7 @@ public struct DrainOrder: Codable, Hashable, Sendable {
     public var order: String?
     /// Migrations that may begin in a second; nil for as many as `inFlight` allows.
     public var rate: Double?
-    /// Migrations that may be under way at once; nil for 256.
+    /// Migrations that may be under way at once; nil for 128.
     public var inFlight: Int?
     /// The share of the sessions that must succeed before the rest goes: more than 0, at most 1; nil for none.
     public var canary: Double?

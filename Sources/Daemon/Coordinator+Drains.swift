@@ -28,7 +28,8 @@ extension Coordinator {
         }
         if order.dryRun ?? false { return dryRun(order, selection, members) }
         lastMigration += 1
-        let drain = RunningDrain(id: lastMigration, order: order, selection: selection, members: members)
+        let drain = RunningDrain(
+            id: lastMigration, order: order, caller: caller, selection: selection, members: members)
         drains[drain.id] = drain
         forgetOldDrains()
         logger.notice(
@@ -75,7 +76,7 @@ extension Coordinator {
     private func dryRun(
         _ order: DrainOrder, _ selection: DrainSelection, _ members: [RunningDrain.Member]
     ) -> DrainReport {
-        let drain = RunningDrain(id: 0, order: order, selection: selection, members: members)
+        let drain = RunningDrain(id: 0, order: order, caller: .daemon, selection: selection, members: members)
         var report = drain.report
         report.state = Drain.State.finished.rawValue
         var spread = Spread(weights: selection.hosts.map(\.weight))
@@ -99,14 +100,23 @@ extension Coordinator {
     private func advance(_ drain: RunningDrain, _ event: Drain.Event) {
         var waiting = [event]
         while !waiting.isEmpty {
-            for effect in drain.machine.handle(waiting.removeFirst(), at: EventLoop.now) {
-                waiting += perform(effect, of: drain)
-            }
+            let effects = drain.machine.handle(waiting.removeFirst(), at: EventLoop.now)
+            list(effects, of: drain)
+            for effect in effects { waiting += perform(effect, of: drain) }
+            drain.dump = nil
         }
         if let timer = drain.timer { loop.cancel(timer) }
         drain.timer = drain.machine.deadline.map { deadline in
             loop.schedule(at: deadline) { self.advance(drain, .deadlinePassed) }
         }
+    }
+
+    /// Sessions of any port are found by listing connections: once for all that begin together, not once for each.
+    private func list(_ effects: [Drain.Effect], of drain: RunningDrain) {
+        var beginning = 0
+        for case .migrate(let member, _) in effects where drain.members[member].key.clientPort == nil { beginning += 1 }
+        guard beginning > 1, let entries = try? gateway.conntrack.entries() else { return }
+        drain.dump = Dictionary(grouping: entries, by: \.original.source.address)
     }
 
     private func perform(_ effect: Drain.Effect, of drain: RunningDrain) -> [Drain.Event] {
@@ -151,7 +161,8 @@ extension Coordinator {
         // The number is known before the migration is: it may end before `begin` returns.
         drain.migrations[lastMigration + 1] = (member, isReturning)
         drain.latest[member] = lastMigration + 1
-        _ = begin(request, drain: drain.id)
+        let key = request.session
+        _ = begin(request, dump: drain.dump.map { $0[key.client] ?? [] }, drain: drain.id)
     }
 
     /// A member's migration has its outcome. The drain is told a turn of the loop later, of all at once.
@@ -215,11 +226,7 @@ extension Coordinator {
         eventLog.publish(.drainFinished, "finished", detail, drain: drain.id)
         logger.notice("drain finished: \(detail)", metadata: ["drain": "\(drain.id)"])
         forgetLater(drain.migrations.keys.filter { migrations[$0]?.machine.isFinished ?? false }.sorted())
-        for waiter in drain.waiters {
-            if let timer = waiter.timer { loop.cancel(timer) }
-            waiter.resume()
-        }
-        drain.waiters = []
+        drain.resumeWaiters(loop)
         drain.checks = []
         if awaitingReconnect.isEmpty { closeEventsWhenIdle() }
     }

@@ -143,5 +143,6 @@ extension Coordinator {
         for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }
         gateway.stopQueues()
         for running in migrations.values { running.resumeWaiters(loop) }
+        for drain in drains.values { drain.resumeWaiters(loop) }
     }
 }

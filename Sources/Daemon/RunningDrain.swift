@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+internal import Conntrack
 internal import ControlInterface
 internal import Migration
 internal import Wire
@@ -15,6 +16,8 @@ final class RunningDrain {
 
     let id: UInt64
     let order: DrainOrder
+    /// Who asked for it.
+    let caller: Caller
     let selection: DrainSelection
     let members: [Member]
     var machine: Drain
@@ -30,19 +33,30 @@ final class RunningDrain {
     var migrations: [UInt64: (member: Int, isReturning: Bool)] = [:]
     /// Each member's latest migration.
     var latest: [Int: UInt64] = [:]
+    /// Conntrack's connections by client, listed for a group of sessions that begin together.
+    var dump: [IPAddress: [ConnectionEntry]]?
     /// What has happened and the machine has not been told.
     var news: [Drain.Event] = []
     /// What the last event of progress said.
     var told = Drain.Counts()
 
-    init(id: UInt64, order: DrainOrder, selection: DrainSelection, members: [Member]) {
+    init(id: UInt64, order: DrainOrder, caller: Caller, selection: DrainSelection, members: [Member]) {
         self.id = id
+        self.caller = caller
         self.order = order
         self.selection = selection
         self.members = members
         var plan = selection.plan
         plan.members = members.count
         machine = Drain(plan)
+    }
+
+    func resumeWaiters(_ loop: EventLoop) {
+        for waiter in waiters {
+            if let timer = waiter.timer { loop.cancel(timer) }
+            waiter.resume()
+        }
+        waiters = []
     }
 
     /// The drain as it is told to others.

@@ -27,7 +27,7 @@ public struct Drain: Sendable {
         public var checksHosts: Bool
 
         public init(
-            members: Int, hosts: [WeightedHost], rate: Double? = nil, inFlight: Int = 256, canary: Double = 0,
+            members: Int, hosts: [WeightedHost], rate: Double? = nil, inFlight: Int = 128, canary: Double = 0,
             settle: UInt64 = 2_000_000_000, checksHosts: Bool = true
         ) {
             self.members = members
@@ -131,6 +131,8 @@ public struct Drain: Sendable {
     private var begun: [Int: Int] = [:]
     /// Those that have moved in the canary.
     private var movedCanaries: [Int] = []
+    /// Where they are.
+    private var canaryHosts: [Int: Int] = [:]
     private var returning: Set<Int> = []
     private var stopReason: String?
     private var isExamining = false
@@ -261,7 +263,10 @@ public struct Drain: Sendable {
         case .moved(let isProven):
             counts.moved += 1
             if !isProven { counts.unproven += 1 }
-            if state == .canary || state == .returning { movedCanaries.append(member) }
+            if state == .canary || state == .returning {
+                movedCanaries.append(member)
+                canaryHosts[member] = host
+            }
             if state == .returning { return sendBack([member]) }
         case .gone:
             counts.gone += 1
@@ -315,6 +320,7 @@ public struct Drain: Sendable {
         guard returning.remove(member) != nil else { return [] }
         if isBack {
             counts.returned += 1
+            if let host = canaryHosts[member] { spread.release(host) }
         } else {
             reasons["A session of the canary could not be sent back.", default: 0] += 1
         }

@@ -38,7 +38,7 @@ struct DrainCommand: AsyncParsableCommand {
     @Option(help: "Migrations that may begin in a second; without it, as many as --in-flight allows.")
     var rate: Double?
 
-    @Option(help: "Migrations that may be under way at once; without it, 256.")
+    @Option(help: "Migrations that may be under way at once; without it, 128.")
     var inFlight: Int?
 
     @Option(help: "The share that must succeed before the rest goes, as 5% or 0.05; it goes back if it does not.")
