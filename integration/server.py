@@ -19,6 +19,7 @@ import heapq
 import json
 import os
 import random
+import resource
 import select
 import socket
 import struct
@@ -68,7 +69,7 @@ class Server:
                 if family == socket.AF_INET6:
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 listener.bind((address, port))
-                listener.listen(512)
+                listener.listen(4096)
                 listener.setblocking(False)
                 self.listeners[listener.fileno()] = listener
                 self.poll.register(listener, select.EPOLLIN)
@@ -171,4 +172,6 @@ Connection.__lt__ = lambda one, other: id(one) < id(other)
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     Server(sys.argv[1], [int(port) for port in sys.argv[2].split(",")], sys.argv[3:]).run()

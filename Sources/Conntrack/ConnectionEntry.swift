@@ -46,6 +46,9 @@ public struct ConnectionEntry: Hashable, Sendable {
     /// Present when the kernel counts (net.netfilter.nf_conntrack_acct=1).
     public var originalCount: TrafficCount?
     public var replyCount: TrafficCount?
+    /// When the connection began, in nanoseconds since 1970; present when the kernel recorded it then
+    /// (net.netfilter.nf_conntrack_timestamp=1).
+    public var startedAt: UInt64?
 
     public init(
         original: FourTuple, reply: FourTuple, state: TCPState? = nil, isClosedByInitiator: Bool = false,

@@ -101,6 +101,12 @@ extension ConnectionEntry {
             case CTA_STATUS.rawValue: entry.status = value.networkInteger()
             case CTA_COUNTERS_ORIG.rawValue: entry.originalCount = TrafficCount(attributes: value)
             case CTA_COUNTERS_REPLY.rawValue: entry.replyCount = TrafficCount(attributes: value)
+            case CTA_TIMESTAMP.rawValue:
+                var inner = AttributeReader(value)
+                while let field = inner.next() {
+                    guard UInt32(field.type) == CTA_TIMESTAMP_START.rawValue else { continue }
+                    entry.startedAt = field.value.networkInteger()
+                }
             default: break
             }
         }

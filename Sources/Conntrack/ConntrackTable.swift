@@ -63,6 +63,51 @@ public final class ConntrackTable {
         }
     }
 
+    /// Deletes these entries and no others, many in one message to the kernel. An entry that had gone already counts as
+    /// deleted.
+    ///
+    /// - Returns: what went wrong, in no particular order; empty when all are gone.
+    public func delete(_ entries: [ConnectionEntry]) -> [ConntrackError] {
+        var errors: [ConntrackError] = []
+        // Each deletion is acknowledged, and the answers have to fit into the socket's receive buffer.
+        for start in stride(from: 0, to: entries.count, by: 64) {
+            let group = entries[start..<min(start + 64, entries.count)]
+            var waiting: [UInt32: FourTuple] = [:]
+            var messages: [UInt8] = []
+            for entry in group {
+                let sequence = nextSequence()
+                waiting[sequence] = entry.original
+                messages += Ctnetlink.delete(entry, sequence: sequence)
+            }
+            let failure = socket.send(messages)
+            guard failure == 0 else {
+                errors += group.map { ConntrackError(.delete, tuple: $0.original, errno: failure) }
+                continue
+            }
+            errors += awaitDeletions(&waiting)
+        }
+        return errors
+    }
+
+    private func awaitDeletions(_ waiting: inout [UInt32: FourTuple]) -> [ConntrackError] {
+        var errors: [ConntrackError] = []
+        while !waiting.isEmpty {
+            let failure = socket.receive { header, rest in
+                guard Int32(header.type) == NLMSG_ERROR, rest.count >= 4,
+                    let tuple = waiting.removeValue(forKey: header.sequence)
+                else { return }
+                let number = -Int32(bitPattern: rest.hostInteger32(at: 0))
+                if number != 0, number != ENOENT {
+                    errors.append(ConntrackError(.delete, tuple: tuple, errno: number))
+                }
+            }
+            if failure == 0 || failure == EINTR { continue }
+            let number = failure == EAGAIN ? ETIMEDOUT : failure
+            return errors + waiting.values.map { ConntrackError(.delete, tuple: $0, errno: number) }
+        }
+        return errors
+    }
+
     private func dump(
         _ family: AddressFamily, client: IPAddress?, where filter: (ConnectionEntry) -> Bool
     ) throws(ConntrackError) -> [ConnectionEntry] {

@@ -25,6 +25,8 @@ public enum ProblemKind: String, Sendable, CaseIterable {
     case malformedRequest = "malformed-request"
     case unknownConnection = "unknown-connection"
     case unknownMigration = "unknown-migration"
+    case unknownDrain = "unknown-drain"
+    case orderUnavailable = "order-unavailable"
     case unknownPath = "unknown-path"
     case alreadyThere = "already-there"
     case otherScopeBound = "other-scope-bound"
@@ -51,8 +53,10 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         switch self {
         case .malformedRequest: 400
         case .refusedByPolicy: 403
-        case .unknownConnection, .unknownMigration, .unknownPath: 404
-        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .superseded, .notAwaitingConfirmation: 409
+        case .unknownConnection, .unknownMigration, .unknownDrain, .unknownPath: 404
+        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .superseded, .notAwaitingConfirmation,
+            .orderUnavailable:
+            409
         case .hostNotListening, .notPrepared: 422
         case .rateExceeded: 429
         case .kernelRefused: 500
@@ -72,9 +76,9 @@ public enum ProblemKind: String, Sendable, CaseIterable {
     public var exitCode: ExitCode {
         switch self {
         case .malformedRequest: .usage
-        case .unknownConnection, .unknownMigration, .unknownPath: .unknown
+        case .unknownConnection, .unknownMigration, .unknownDrain, .unknownPath: .unknown
         case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .hostNotListening, .kernelRefused, .superseded,
-            .interrupted, .notPrepared, .notAwaitingConfirmation:
+            .interrupted, .notPrepared, .notAwaitingConfirmation, .orderUnavailable:
             .failed
         case .methodNotAllowed, .contentTooLarge, .unsupportedMediaType, .idempotencyKeyReused, .headersTooLarge:
             .usage
@@ -88,6 +92,8 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .malformedRequest: "The request cannot be understood"
         case .unknownConnection: "No such connection or session"
         case .unknownMigration: "No such migration"
+        case .unknownDrain: "No such drain"
+        case .orderUnavailable: "The order cannot be had"
         case .unknownPath: "No such resource"
         case .alreadyThere: "The session is there already"
         case .otherScopeBound: "A binding of another scope is in the way"

@@ -81,7 +81,7 @@ struct ControlRoute: Sendable {
 extension Coordinator {
     /// Everything that the control interface offers.
     nonisolated var routes: [ControlRoute] {
-        (readingRoutes + listRoutes + migrationRoutes + lifetimeRoutes + eventRoutes + explainRoutes)
+        (readingRoutes + listRoutes + migrationRoutes + lifetimeRoutes + drainRoutes + eventRoutes + explainRoutes)
             .map { $0.audited(by: audit) }
     }
 

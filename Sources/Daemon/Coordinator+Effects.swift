@@ -18,8 +18,12 @@ extension Coordinator {
             prepare(running)
             return nil
         case .check(let host): return check(host, for: running)
-        case .install(let from, let to): return install(from: from, to: to, of: running)
-        case .forget(let connections): return forget(connections, of: running)
+        case .install(let from, let to):
+            install(from: from, to: to, of: running)
+            return nil
+        case .forget(let connections):
+            pending.forgets.append((running, connections))
+            return nil
         case .reset(let connections, let client): return reset(connections, client: client, of: running)
         case .leaveClientAlone(let connection):
             endHandshake(connection.clientSide)
@@ -37,10 +41,14 @@ extension Coordinator {
         drainObservations()
         let binding = servingSession(of: key)?.binding
         running.entries = [:]
+        running.closed = []
         do {
             for entry in try entries(of: key, binding: binding, dump: running.dump)
             where key.clientPort == nil || entry.original.source.port == key.clientPort {
-                guard let connection = located(entry, key: key, binding: binding) else { continue }
+                guard let connection = located(entry, key: key, binding: binding) else {
+                    if entry.phase == .closed, entry.original.destination == key.home { running.closed.append(entry) }
+                    continue
+                }
                 running.entries[connection.clientSide] = entry
             }
         } catch {
@@ -49,7 +57,8 @@ extension Coordinator {
             return .installFailed(reason: "\(error)")
         }
         running.dump = nil
-        let found = running.entries.compactMap { located($0.value, key: key, binding: binding) }
+        var found = running.entries.compactMap { located($0.value, key: key, binding: binding) }
+        if found.isEmpty, let reset = justReset(running, key: key, binding: binding) { found = [reset] }
         let connections = found + silentClients(of: sessions[key], besides: found, to: request.to ?? key.home)
         running.note(
             running.isUnderWay ? "located again" : "located",
@@ -114,6 +123,18 @@ extension Coordinator {
         return LocatedConnection(clientSide: clientSide, serverSide: serverSide, phase: phase)
     }
 
+    /// A connection of a bound session that its host has just reset. The client may open the next one at this moment, and
+    /// that must not reach the host which is being left: so it is stopped and asked like one that lives.
+    private func justReset(_ running: RunningMigration, key: SessionKey, binding: Binding?) -> LocatedConnection? {
+        guard key.clientPort != nil, let binding, binding.datapath == .kernel,
+            let entry = running.closed.first(where: { $0.state == .close && $0.reply.source == binding.host })
+        else { return nil }
+        let connection = LocatedConnection(
+            clientSide: entry.original, serverSide: entry.reply.reversed, phase: .closed)
+        running.entries[connection.clientSide] = entry
+        return connection
+    }
+
     private func check(_ host: Endpoint, for running: RunningMigration) -> MigrationMachine.Event? {
         running.isUnderWay = true
         running.note("checking", "\(host)")
@@ -128,53 +149,14 @@ extension Coordinator {
         return nil
     }
 
-    private func install(from: Session, to: Session, of running: RunningMigration) -> MigrationMachine.Event? {
+    /// Both are carried out when the loop's turn ends, with what other migrations want done: see `commit`.
+    private func install(from: Session, to: Session, of running: RunningMigration) {
         guard running.before == nil else {
-            // Past the point of no return there is no way back: what can be done is done.
-            do {
-                try journal.write(to)
-            } catch {
-                logger.error("\(error)", metadata: running.metadata)
-            }
-            do {
-                try change(from, to)
-            } catch {
-                logger.error("the change was refused: \(error)", metadata: running.metadata)
-                return nil
-            }
+            decide(change: from, to: to)
             settle(to, since: from)
-            return nil
+            return
         }
-        let key = to.key
-        do {
-            running.before = from
-            try openEvents()
-            awaitingReconnect.insert(running.machine.id)
-            try journal.write(journaled(running, .switching), to)
-            try clearWay(for: to)
-            try change(from, to)
-        } catch {
-            logger.error("the change was refused: \(error)", metadata: running.metadata)
-            awaitingReconnect.remove(running.machine.id)
-            try? journal.write(from)
-            try? journal.forgetMigration(running.machine.id)
-            running.machine.adopt(from)
-            return .installFailed(reason: "\(error)")
-        }
-        discardOpenings(of: to)
-        settle(to, since: from)
-        if let previous = latest[key].flatMap({ migrations[$0] }), !previous.machine.isFinished {
-            advance(previous, .superseded)
-        }
-        latest[key] = running.machine.id
-        preparing[key] = nil
-        standing[key, default: []].insert(running.machine.id)
-        running.switchedAt = EventLoop.wallClock
-        running.note("switched", "\(from.host) → \(to.host)")
-        running.isUnderWay = true
-        beginLifetime(of: running)
-        runHooks(at: .switched, of: running)
-        return .installed
+        decide(switch: running, from: from, to: to)
     }
 
     /// Brings table and queue threads from one state of a session to the next. A table that somebody has deleted is made
@@ -197,8 +179,15 @@ extension Coordinator {
 
     /// Ends what older sessions of the same client, of another scope or home, hold against what `session` is to hold: one
     /// four-tuple can have one treatment only.
-    private func clearWay(for session: Session) throws {
-        for other in sessions.values where other.key != session.key && other.key.sharesAddress(with: session.key) {
+    func clearWay(for session: Session) {
+        var others = sessions.sessions(around: session.key)
+        for tuple in session.transits.keys {
+            guard let holder = sessions.session(holding: tuple), holder.key != session.key,
+                holder.key.sharesAddress(with: session.key), !others.contains(where: { $0.key == holder.key })
+            else { continue }
+            others.append(holder)
+        }
+        for other in others {
             var cleared = other
             // Where user space carries all clients of a home, it lets none of their SYNs pass untranslated.
             let isCarried =
@@ -214,8 +203,7 @@ extension Coordinator {
                 if isTaken || isAgainstHost || isUntranslated { cleared.transits[tuple] = nil }
             }
             guard cleared != other else { continue }
-            try change(other, cleared)
-            try journal.write(cleared)
+            decide(change: other, to: cleared)
             settle(cleared, since: other)
         }
     }
@@ -242,31 +230,9 @@ extension Coordinator {
                 !(sessions[key]?.transits.values.contains { $0.migration == id && $0.transit != .guarded } ?? false)
             else { continue }
             standing[key]?.remove(id)
-            do {
-                try journal.forgetMigration(id)
-            } catch {
-                logger.error("\(error)")
-            }
+            pending.settled.append(id)
         }
         if standing[key]?.isEmpty ?? false { standing[key] = nil }
-    }
-
-    private func forget(_ connections: [LocatedConnection], of running: RunningMigration) -> MigrationMachine.Event {
-        do {
-            try journal.write(journaled(running, .resetting), running.machine.session)
-        } catch {
-            logger.error("\(error)", metadata: running.metadata)
-        }
-        for connection in connections {
-            guard let entry = running.entries[connection.clientSide] else { continue }
-            do {
-                _ = try gateway.conntrack.delete(entry)
-            } catch {
-                logger.error("\(error)", metadata: running.metadata)
-            }
-        }
-        running.note("forgotten", "conntrack's \(connections.count == 1 ? "entry" : "\(connections.count) entries")")
-        return .forgotten
     }
 
     private func finish(_ running: RunningMigration, _ outcome: MigrationOutcome) {
@@ -292,6 +258,7 @@ extension Coordinator {
         case .failed, .superseded: break
         }
         running.resumeWaiters(loop)
+        ended(running)
     }
 
     // MARK: - Sessions
@@ -307,13 +274,22 @@ extension Coordinator {
 
     /// Transits end by themselves, in the kernel and here.
     func scheduleExpiry(of session: Session, since old: Session) {
+        for (tuple, standing) in old.transits where session.transits[tuple] != standing {
+            guard expiries[tuple]?.id == session.id, let expiry = expiries.removeValue(forKey: tuple) else {
+                continue
+            }
+            loop.cancel(expiry.timer)
+        }
         for (tuple, standing) in session.transits where old.transits[tuple] != standing {
             let deadline = EventLoop.now + UInt64(standing.lifetime) * 1_000_000_000
-            loop.schedule(at: deadline) { self.expire(tuple, standing, of: session.id) }
+            let timer = loop.schedule(at: deadline) { self.expire(tuple, standing, of: session.id) }
+            if let other = expiries.updateValue((session.id, timer), forKey: tuple) { loop.cancel(other.timer) }
         }
     }
 
     private func expire(_ tuple: FourTuple, _ standing: StandingTransit, of id: UInt64) {
+        guard let pending = keys[id] else { return }
+        commit(before: pending)
         guard let key = keys[id], let session = sessions[key], session.transits[tuple] == standing else { return }
         var without = session
         without.endTransit(of: tuple)
@@ -321,13 +297,8 @@ extension Coordinator {
         let unfinished = handshakes[tuple].flatMap { $0.handshake.outcome == nil ? $0 : nil }
         endHandshake(tuple)
         passives[tuple] = nil
-        do {
-            try change(session, without)
-            try journal.write(without)
-        } catch {
-            logger.error("an expired transit cannot be removed: \(error)")
-        }
-        keep(without)
+        expiries[tuple] = nil
+        decide(change: session, to: without)
         forgetSettled(key)
         guard let unfinished, let running = migrations[unfinished.migration] else { return }
         advance(
@@ -336,7 +307,7 @@ extension Coordinator {
                 ? .clientReset(unfinished.connection, .unproven) : .serverReset(unfinished.connection, .unproven))
     }
 
-    private func journaled(_ running: RunningMigration, _ stage: JournaledMigration.Stage) -> JournaledMigration {
+    func journaled(_ running: RunningMigration, _ stage: JournaledMigration.Stage) -> JournaledMigration {
         let machine = running.machine
         return JournaledMigration(
             id: machine.id, stage: stage, before: SessionDocument(running.before ?? machine.session),

@@ -12,6 +12,7 @@ extension Coordinator {
     /// Brings journal and kernel together and takes up what an earlier process left unfinished. The table is adopted as
     /// it stands; what it lacks is added, what nobody knows is removed, in one transaction.
     func start() throws {
+        loop.turnEnded = { self.commit() }
         let contents = try journal.load()
         try beginEvents()
         lastMigration = contents.lastMigration
@@ -121,7 +122,7 @@ extension Coordinator {
         migrations[entry.id] = running
         latest[key] = entry.id
         standing[key, default: []].insert(entry.id)
-        awaitingReconnect.insert(entry.id)
+        awaitingReconnect.insert(entry.id, key)
         running.note("resumed", "by a daemon that started anew")
         let connections = entry.connections.compactMap(\.connection)
         for connection in connections {
@@ -142,9 +143,12 @@ extension Coordinator {
     func stop() {
         endEvents()
         stopHooks()
+        commit()
+        loop.turnEnded = nil
         closeEvents()
         for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }
         gateway.stopQueues()
         for running in migrations.values { running.resumeWaiters(loop) }
+        for drain in drains.values { drain.resumeWaiters(loop) }
     }
 }

@@ -37,7 +37,7 @@ extension Coordinator {
                     isFromClient: false)
             }
         }
-        send(segments)
+        pending.challenges += segments
         if !connections.isEmpty { running.note("challenged", client ? "from-host and client" : "from-host") }
         return nil
     }
@@ -136,10 +136,11 @@ extension Coordinator {
 
     /// After a freeze that every queue thread has acknowledged: a SYN of a frozen four-tuple that still waits to be read
     /// opened the connection which is to end now, and must not be taken for the next one.
-    func discardOpenings(of session: Session) {
+    func discardOpenings(of switched: [Session]) {
+        let frozen = Set(switched.flatMap { $0.transits.filter { $0.value.transit == .frozen }.keys })
         for ring in gateway.rings {
             ring.drain { observation in
-                let isOld = observation.hasPassed && session.transits[observation.segment.tuple]?.transit == .frozen
+                let isOld = observation.hasPassed && frozen.contains(observation.segment.tuple)
                 if !isOld { setAside.append(observation) }
             }
         }
@@ -148,7 +149,9 @@ extension Coordinator {
 
     private func observe(_ observation: Observation) {
         let segment = observation.segment
-        if segment.flags.opensConnection, let session = session(of: segment.tuple) {
+        if segment.flags.opensConnection, let key = session(of: segment.tuple)?.key {
+            commit(before: key)
+            guard let session = sessions[key] else { return }
             if observation.opensConnection { observeOpening(segment.tuple, session) }
             return
         }
@@ -243,7 +246,7 @@ extension Coordinator {
     /// end a subscription (it waits for RCU), which the next migration would have to wait for too.
     func closeEventsWhenIdle() {
         loop.schedule(at: EventLoop.now + 4_000_000_000) {
-            if self.awaitingReconnect.isEmpty { self.closeEvents() }
+            if self.awaitingReconnect.isEmpty, !self.isWatchingCanary { self.closeEvents() }
         }
     }
 
@@ -258,7 +261,9 @@ extension Coordinator {
         for event in seen {
             switch event {
             case .new(let entry): observeConntrack(entry)
-            case .updated(let entry): observeConntrack(entry)
+            case .updated(let entry):
+                observeConntrack(entry)
+                observeCanary(entry)
             case .destroyed, .lost: break
             }
         }
@@ -266,7 +271,7 @@ extension Coordinator {
 
     /// A connection that conntrack has seen: is it the next one of a session that waits?
     private func observeConntrack(_ entry: ConnectionEntry) {
-        for id in awaitingReconnect {
+        for id in awaitingReconnect.ids(of: entry.original.source) {
             guard let running = migrations[id] else { continue }
             let key = running.machine.request.session
             guard key.covers(entry.original.source), let session = sessions[key] ?? running.machine.session as Session?

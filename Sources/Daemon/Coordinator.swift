@@ -33,7 +33,7 @@ actor Coordinator {
     var lifetimeTimers: [UInt64: UInt64] = [:]
 
     /// Every session that is bound, in migration, or under guard.
-    var sessions: [SessionKey: Session] = [:]
+    var sessions = SessionTable()
     /// The keys of these sessions, by number.
     var keys: [UInt64: SessionKey] = [:]
     /// When a session of scope `connection` was last given a connection, by its number: nanoseconds.
@@ -54,7 +54,16 @@ actor Coordinator {
     var setAside: [Observation] = []
     var events: ConntrackEvents?
     /// Migrations that wait for their client's new connection.
-    var awaitingReconnect: Set<UInt64> = []
+    var awaitingReconnect = AwaitedReconnects()
+    /// What this turn of the loop has decided and not yet carried out.
+    var pending = PendingWork()
+    var isCommitting = false
+    /// When transits end by themselves, by their four-tuple.
+    var expiries: [FourTuple: (id: UInt64, timer: UInt64)] = [:]
+    /// Drains, by their numbers.
+    var drains: [UInt64: RunningDrain] = [:]
+    /// Ended migrations that no running drain needs, oldest first.
+    var endedMigrations: [UInt64] = []
 
     init(
         configuration: Configuration, gateway: sending Gateway, journal: sending any Journal, loop: EventLoop,
@@ -86,11 +95,9 @@ actor Coordinator {
         }
         let dump: [ConnectionEntry]?
         (request.session.home, dump) = clientsView(of: request)
-        if let refusal = otherHome(of: request) { throw refusal.problem }
-        if let other = bindingOfOtherScope(request) {
-            throw MigrationFailure.otherScopeBound(request.session, existing: other).problem
-        }
+        if let refusal = obstacle(to: request) { throw refusal.problem }
         let id = begin(request, dump: dump, caller: caller)
+        commit()
         guard let running = migrations[id] else {
             throw Problem(kind: .unknownMigration, detail: "Migration \(id) has gone.")
         }
@@ -160,12 +167,15 @@ actor Coordinator {
 
     /// Starts a migration, if the policy allows it, and runs it as far as it goes at once. `dump`: the client's connections,
     /// if just listed.
-    func begin(_ request: MigrationRequest, dump: [ConnectionEntry]? = nil, caller: Caller) -> UInt64 {
+    func begin(
+        _ request: MigrationRequest, dump: [ConnectionEntry]? = nil, caller: Caller, drain: UInt64? = nil
+    ) -> UInt64 {
         var request = request
         request.prepares = !hooks(at: .prepare, for: request).isEmpty
         let admission = admission(of: request, caller: caller)
-        lastMigration += 1
         let key = request.session
+        commit(before: key)
+        lastMigration += 1
         // One that is not switched yet gives way at once; one that is, when this one is switched: it may be refused.
         if admission == .admitted, let preparing = preparing[key].flatMap({ migrations[$0] }) {
             advance(preparing, .superseded)
@@ -175,8 +185,8 @@ actor Coordinator {
             lifetimes: configuration.lifetimes)
         let running = RunningMigration(machine, eventLog: eventLog)
         running.dump = dump
+        running.drain = drain
         migrations[lastMigration] = running
-        forgetOldMigrations()
         running.note("requested")
         if case .refused(let refusal) = admission {
             advance(running, .refused(refusal))
@@ -190,6 +200,7 @@ actor Coordinator {
 
     /// Tells a migration what has happened and carries out what follows, until nothing more follows at once.
     func advance(_ running: RunningMigration, _ event: MigrationMachine.Event) {
+        if !isCommitting { commit(before: running.machine.request.session) }
         var pending = [event]
         while !pending.isEmpty {
             let event = pending.removeFirst()
@@ -208,15 +219,24 @@ actor Coordinator {
         running.timer = loop.schedule(at: deadline) { self.advance(running, .deadlinePassed) }
     }
 
-    /// Keeps the last thousand ended migrations for those who ask.
-    private func forgetOldMigrations() {
-        guard migrations.count > 1100 else { return }
-        let ended = migrations.values.filter { $0.machine.isFinished }.sorted { $0.machine.id < $1.machine.id }
-        for running in ended.prefix(migrations.count - 1000) {
-            let (id, key) = (running.machine.id, running.machine.request.session)
+    /// Keeps the last thousand ended migrations for those who ask, and a drain's as long as it runs.
+    func ended(_ running: RunningMigration) {
+        let id = running.machine.id
+        guard let drain = running.drain.flatMap({ drains[$0] }), !drain.machine.isFinished else {
+            return forgetLater([id])
+        }
+        memberEnded(running, of: drain)
+    }
+
+    func forgetLater(_ ids: [UInt64]) {
+        endedMigrations += ids
+        guard endedMigrations.count > 1100 else { return }
+        for id in endedMigrations.prefix(endedMigrations.count - 1000) {
+            guard let key = migrations[id]?.machine.request.session else { continue }
             migrations[id] = nil
             if latest[key] == id { latest[key] = nil }
         }
+        endedMigrations.removeFirst(endedMigrations.count - 1000)
     }
 
     // MARK: - Names
@@ -232,10 +252,8 @@ actor Coordinator {
         guard let entries = try? gateway.conntrack.entries(client: key.client) else { return (key.home, nil) }
         let candidates = entries.filter { key.clientPort == nil || $0.original.source.port == key.clientPort }
         if candidates.contains(where: { $0.original.destination == key.home }) { return (key.home, entries) }
-        for session in sessions.values
-        where session.key.client == key.client && session.key.clientPort == key.clientPort
-            && session.binding?.host == key.home
-        {
+        for session in sessions.sessions(of: key.client)
+        where session.key.clientPort == key.clientPort && session.binding?.host == key.home {
             return (session.key.home, entries)
         }
         let behind = Set(candidates.filter { $0.reply.source == key.home }.map(\.original.destination))
@@ -243,12 +261,18 @@ actor Coordinator {
     }
 
     /// Home and host of a connection, as its client sees them.
-    private func clientsView(of entry: ConnectionEntry) -> (home: Endpoint, host: Endpoint) {
+    func clientsView(of entry: ConnectionEntry) -> (home: Endpoint, host: Endpoint) {
         let reply = FourTuple(source: entry.original.destination, destination: entry.original.source)
-        if let session = sessions.values.first(where: { $0.replies.contains(reply) }) {
+        if let session = sessions.session(answeredBy: reply) {
             return (session.key.home, entry.reply.source)
         }
         return (entry.original.destination, entry.reply.source)
+    }
+
+    /// What stands in the way of a request, among the sessions that are there.
+    func obstacle(to request: MigrationRequest) -> MigrationFailure? {
+        if let refusal = otherHome(of: request) { return refusal }
+        return bindingOfOtherScope(request).map { .otherScopeBound(request.session, existing: $0) }
     }
 
     /// A session of the same client that the queue datapath could not tell from this one: a reply names the host and the
@@ -256,7 +280,7 @@ actor Coordinator {
     func otherHome(of request: MigrationRequest) -> MigrationFailure? {
         guard request.datapath == .queue, let host = request.to else { return nil }
         let key = request.session
-        let other = sessions.values.first {
+        let other = sessions.sessions(around: key).first {
             $0.binding?.datapath == .queue && $0.binding?.host == host && $0.key.home != key.home
                 && $0.key.sharesClient(with: key)
         }

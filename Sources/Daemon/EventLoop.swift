@@ -18,14 +18,9 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
 
     // Used on the loop's thread only.
     private var handlers: [Int32: (interest: Int16, body: () -> Void)] = [:]
-    private var timers: [Timer] = []
-    private var nextTimer: UInt64 = 1
-
-    private struct Timer {
-        let id: UInt64
-        let deadline: UInt64
-        let body: () -> Void
-    }
+    private var timers = TimerQueue()
+    /// Called when everything that was due in a turn of the loop has been done: what it led to is carried out together.
+    var turnEnded: (() -> Void)?
 
     init() throws(SystemError) {
         var ends: [Int32] = [-1, -1]
@@ -93,15 +88,11 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
     /// Calls `body` once at `deadline` (nanoseconds of CLOCK_MONOTONIC). Returns a number for `cancel`.
     @discardableResult
     func schedule(at deadline: UInt64, _ body: @escaping () -> Void) -> UInt64 {
-        let id = nextTimer
-        nextTimer += 1
-        let place = timers.firstIndex { $0.deadline > deadline } ?? timers.endIndex
-        timers.insert(Timer(id: id, deadline: deadline, body: body), at: place)
-        return id
+        timers.add(at: deadline, body)
     }
 
     func cancel(_ timer: UInt64) {
-        timers.removeAll { $0.id == timer }
+        timers.cancel(timer)
     }
 
     /// Runs on the calling thread until `stop`.
@@ -120,6 +111,7 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
             }
             runJobs()
             fireTimers()
+            turnEnded?()
         }
         runJobs()
     }
@@ -149,16 +141,13 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
 
     private func fireTimers() {
         let now = Self.now
-        while let first = timers.first, first.deadline <= now {
-            timers.removeFirst()
-            first.body()
-        }
+        while let body = timers.take(at: now) { body() }
     }
 
     private func millisecondsToNextTimer() -> Int32 {
-        guard let first = timers.first else { return -1 }
+        guard let deadline = timers.deadline else { return -1 }
         let now = Self.now
-        if first.deadline <= now { return 0 }
-        return Int32(min((first.deadline - now + 999_999) / 1_000_000, 60_000))
+        if deadline <= now { return 0 }
+        return Int32(min((deadline - now + 999_999) / 1_000_000, 60_000))
     }
 }

@@ -25,6 +25,21 @@ package protocol Journal: AnyObject {
     func forgetLifetime(_ migration: UInt64) throws(JournalError)
     /// Forgets what a session's migrations before this one have left to be done.
     func forgetLifetimes(of session: SessionKey, before migration: UInt64) throws(JournalError)
+    /// Writes many steps in one transaction.
+    func write(_ batch: JournalBatch) throws(JournalError)
+}
+
+/// What is written down together.
+package struct JournalBatch {
+    /// Sessions as they are to be; idle ones are forgotten.
+    package var sessions: [Session] = []
+    package var migrations: [JournaledMigration] = []
+    /// Migrations that hold nothing more.
+    package var forgotten: [UInt64] = []
+
+    package init() {}
+
+    package var isEmpty: Bool { sessions.isEmpty && migrations.isEmpty && forgotten.isEmpty }
 }
 
 package struct JournalContents {
@@ -141,23 +156,37 @@ package final class SQLiteJournal: Journal {
     }
 
     package func write(_ session: Session) throws(JournalError) {
-        try access { database in try Self.put(session, into: database) }
+        var batch = JournalBatch()
+        batch.sessions = [session]
+        try write(batch)
     }
 
     package func write(_ entry: JournaledMigration, _ session: Session) throws(JournalError) {
-        try access { database in
-            let document = String(decoding: try JSONEncoder().encode(entry), as: UTF8.self)
-            try database.execute(
-                sql: "INSERT OR REPLACE INTO migration VALUES (?, ?)", arguments: [Int64(entry.id), document])
-            try database.execute(
-                sql: "UPDATE counter SET value = MAX(value, ?) WHERE name = 'migration'", arguments: [Int64(entry.id)])
-            try Self.put(session, into: database)
-        }
+        var batch = JournalBatch()
+        batch.migrations = [entry]
+        batch.sessions = [session]
+        try write(batch)
     }
 
     package func forgetMigration(_ id: UInt64) throws(JournalError) {
+        var batch = JournalBatch()
+        batch.forgotten = [id]
+        try write(batch)
+    }
+
+    package func write(_ batch: JournalBatch) throws(JournalError) {
+        if batch.isEmpty { return }
         try access { database in
-            try database.execute(sql: "DELETE FROM migration WHERE id = ?", arguments: [Int64(id)])
+            let encoder = JSONEncoder()
+            for entry in batch.migrations { try Self.put(entry, into: database, encoder) }
+            if let highest = batch.migrations.map(\.id).max() {
+                try database.cachedStatement(sql: "UPDATE counter SET value = MAX(value, ?) WHERE name = 'migration'")
+                    .execute(arguments: [Int64(highest)])
+            }
+            for session in batch.sessions { try Self.put(session, into: database, encoder) }
+            for id in batch.forgotten {
+                try database.cachedStatement(sql: "DELETE FROM migration WHERE id = ?").execute(arguments: [Int64(id)])
+            }
         }
     }
 
@@ -180,17 +209,25 @@ package final class SQLiteJournal: Journal {
             for key in keys {
                 try database.execute(sql: "DELETE FROM session WHERE key = ?", arguments: ["\(key.original)"])
             }
-            for session in sessions { try Self.put(session, into: database) }
+            let encoder = JSONEncoder()
+            for session in sessions { try Self.put(session, into: database, encoder) }
         }
     }
 
-    private static func put(_ session: Session, into database: Database) throws {
+    private static func put(_ entry: JournaledMigration, into database: Database, _ encoder: JSONEncoder) throws {
+        let document = String(decoding: try encoder.encode(entry), as: UTF8.self)
+        try database.cachedStatement(sql: "INSERT OR REPLACE INTO migration VALUES (?, ?)")
+            .execute(arguments: [Int64(entry.id), document])
+    }
+
+    private static func put(_ session: Session, into database: Database, _ encoder: JSONEncoder) throws {
         let key = "\(session.key.original)"
         if session.isIdle {
-            try database.execute(sql: "DELETE FROM session WHERE key = ?", arguments: [key])
+            try database.cachedStatement(sql: "DELETE FROM session WHERE key = ?").execute(arguments: [key])
         } else {
-            let document = String(decoding: try JSONEncoder().encode(SessionDocument(session)), as: UTF8.self)
-            try database.execute(sql: "INSERT OR REPLACE INTO session VALUES (?, ?)", arguments: [key, document])
+            let document = String(decoding: try encoder.encode(SessionDocument(session)), as: UTF8.self)
+            try database.cachedStatement(sql: "INSERT OR REPLACE INTO session VALUES (?, ?)")
+                .execute(arguments: [key, document])
         }
     }
 

@@ -28,8 +28,12 @@ final class RunningMigration {
     var dump: [ConnectionEntry]?
     /// Conntrack's entries of the old connections, by client side.
     var entries: [FourTuple: ConnectionEntry] = [:]
+    /// Entries of connections that are over: they keep their translation for a client that comes back from the same port.
+    var closed: [ConnectionEntry] = []
     /// Challenges and RSTs sent, by the handshake's tuple.
     var sent: [FourTuple: (challenges: Int, resets: Int)] = [:]
+    /// The drain that this is part of.
+    var drain: UInt64?
     /// The session before the switch.
     var before: Session?
 
@@ -48,7 +52,8 @@ final class RunningMigration {
         let milliseconds = Double(EventLoop.now - startedAt) / 1e6
         timeline.append(TimelineEntry(at: (milliseconds * 1000).rounded() / 1000, step: step, detail: detail))
         eventLog.publish(
-            step == "finished" ? .migrationFinished : .migrationStep, step, detail, migration: machine.id)
+            step == "finished" ? .migrationFinished : .migrationStep, step, detail, migration: machine.id,
+            drain: drain)
     }
 
     var metadata: Logger.Metadata {

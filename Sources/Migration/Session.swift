@@ -229,6 +229,14 @@ public struct SessionChange: Sendable {
         for key in oldFlows.keys where newFlows[key] == nil { removedFlows.append(key) }
     }
 
+    /// Several changes of different sessions, made as one.
+    public init(joining changes: [SessionChange]) {
+        removedElements = changes.flatMap(\.removedElements)
+        addedElements = changes.flatMap(\.addedElements)
+        setFlows = changes.flatMap(\.setFlows)
+        removedFlows = changes.flatMap(\.removedFlows)
+    }
+
     public var isEmpty: Bool {
         removedElements.isEmpty && addedElements.isEmpty && setFlows.isEmpty && removedFlows.isEmpty
     }

@@ -71,8 +71,9 @@ struct Commands: AsyncParsableCommand {
             """,
         version: productVersion,
         subcommands: [
-            Connections.self, Sessions.self, Migrate.self, Return.self, Confirm.self, Show.self, Counters.self,
-            Migrations.self, Wait.self, Watch.self, Events.self, Explain.self,
+            Connections.self, Sessions.self, Migrate.self, Return.self, Confirm.self, Show.self, DrainCommand.self,
+            Drains.self, Pause.self, Resume.self, Cancel.self, Counters.self, Migrations.self, Wait.self, Watch.self,
+            Events.self, Explain.self,
         ])
 }
 

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+package import Migration
+package import Wire
+
+/// The sessions, by key, with what it takes to find those that concern a client, a connection or a four-tuple without
+/// looking at all of them.
+package struct SessionTable: Sequence {
+    private var sessions: [SessionKey: Session] = [:]
+    /// Every session of a client, whatever the home; under nil those of every client.
+    private var ofClient: [IPAddress?: Set<SessionKey>] = [:]
+    /// The same for a client's endpoint; port 0 for those of any port.
+    private var ofEndpoint: [Endpoint: Set<SessionKey>] = [:]
+    /// Who holds a transit of this four-tuple.
+    private var transitHolders: [FourTuple: SessionKey] = [:]
+    /// Whose rewritten connection is answered with this four-tuple.
+    private var replyHolders: [FourTuple: SessionKey] = [:]
+
+    package init() {}
+
+    package var count: Int { sessions.count }
+    package var keys: Dictionary<SessionKey, Session>.Keys { sessions.keys }
+    package var values: Dictionary<SessionKey, Session>.Values { sessions.values }
+
+    package func makeIterator() -> Dictionary<SessionKey, Session>.Iterator { sessions.makeIterator() }
+
+    package subscript(key: SessionKey) -> Session? {
+        get { sessions[key] }
+        set {
+            let old = sessions[key]
+            guard old != newValue else { return }
+            forget(old, for: newValue)
+            sessions[key] = newValue
+            if let newValue { remember(newValue, since: old) }
+        }
+    }
+
+    /// The session whose rewritten connection is answered with this four-tuple, host → client.
+    package func session(answeredBy reply: FourTuple) -> Session? { replyHolders[reply].flatMap { sessions[$0] } }
+
+    /// Every session of a client, and every session of all clients; all there are when `client` is nil.
+    package func sessions(of client: IPAddress?) -> [Session] {
+        guard let client else { return Array(sessions.values) }
+        return keys(of: client).compactMap { sessions[$0] }
+    }
+
+    private func keys(of client: IPAddress) -> Set<SessionKey> {
+        let everybody = ofClient[.none] ?? []
+        return ofClient[client].map { $0.union(everybody) } ?? everybody
+    }
+
+    /// The other sessions of the same client that may concern one of its connections that concerns `key` too.
+    package func sessions(around key: SessionKey) -> [Session] {
+        guard let client = key.client, key.clientPort != nil else {
+            return sessions(of: key.client).filter { $0.key != key }
+        }
+        let any = Endpoint(address: client, port: 0)
+        return (ofEndpoint[key.clientEndpoint] ?? []).union(ofEndpoint[any] ?? []).union(ofClient[.none] ?? [])
+            .compactMap { $0 == key ? nil : sessions[$0] }
+    }
+
+    /// The session that holds a transit of this four-tuple.
+    package func session(holding tuple: FourTuple) -> Session? { transitHolders[tuple].flatMap { sessions[$0] } }
+
+    private mutating func forget(_ old: Session?, for new: Session?) {
+        guard let old else { return }
+        let key = old.key
+        for tuple in old.transits.keys where new?.transits[tuple] == nil && transitHolders[tuple] == key {
+            transitHolders[tuple] = nil
+        }
+        for reply in old.replies where new?.replies.contains(reply) != true && replyHolders[reply] == key {
+            replyHolders[reply] = nil
+        }
+        guard new == nil else { return }
+        ofClient[key.client]?.remove(key)
+        if ofClient[key.client]?.isEmpty ?? false { ofClient[key.client] = nil }
+        ofEndpoint[key.clientEndpoint]?.remove(key)
+        if ofEndpoint[key.clientEndpoint]?.isEmpty ?? false { ofEndpoint[key.clientEndpoint] = nil }
+    }
+
+    private mutating func remember(_ new: Session, since old: Session?) {
+        let key = new.key
+        for tuple in new.transits.keys where old?.transits[tuple] == nil { transitHolders[tuple] = key }
+        for reply in new.replies where old?.replies.contains(reply) != true { replyHolders[reply] = key }
+        guard old == nil else { return }
+        ofClient[key.client, default: []].insert(key)
+        ofEndpoint[key.clientEndpoint, default: []].insert(key)
+    }
+}
+
+/// Migrations that wait for their client's new connection, found by the client's endpoint.
+package struct AwaitedReconnects {
+    private var ofEndpoint: [Endpoint: Set<UInt64>] = [:]
+    private var endpoints: [UInt64: Endpoint] = [:]
+    /// Those that wait for any client.
+    private var ofEverybody: Set<UInt64> = []
+
+    package init() {}
+
+    package var isEmpty: Bool { endpoints.isEmpty }
+
+    package mutating func insert(_ id: UInt64, _ key: SessionKey) {
+        remove(id)
+        endpoints[id] = key.clientEndpoint
+        if key.client == nil { ofEverybody.insert(id) }
+        ofEndpoint[key.clientEndpoint, default: []].insert(id)
+    }
+
+    package mutating func remove(_ id: UInt64) {
+        guard let endpoint = endpoints.removeValue(forKey: id) else { return }
+        ofEverybody.remove(id)
+        ofEndpoint[endpoint]?.remove(id)
+        if ofEndpoint[endpoint]?.isEmpty ?? false { ofEndpoint[endpoint] = nil }
+    }
+
+    /// Those that wait for this client endpoint, or for its address from any port.
+    package func ids(of client: Endpoint) -> Set<UInt64> {
+        let any = ofEndpoint[Endpoint(address: client.address, port: 0)] ?? []
+        return (ofEndpoint[client] ?? []).union(any).union(ofEverybody)
+    }
+}
