@@ -15,6 +15,13 @@ extension Coordinator {
     /// Decides about SYNs that wait in the queues, all with one change of the gateway, and lets them go.
     func decide(about held: [Observation]) {
         if held.isEmpty { return }
+        // What has been decided in this turn names sessions by the keys that they have now.
+        guard !isCommitting else {
+            setAside += held
+            loop.schedule(at: EventLoop.now) { self.drainObservations() }
+            return
+        }
+        commit()
         do {
             let lookup = ConnectionLookup(gateway.conntrack)
             var groups: [SessionKey: ReconnectCredits] = [:]
@@ -37,7 +44,7 @@ extension Coordinator {
     }
 
     private func credits(of group: SessionKey) -> ReconnectCredits {
-        let concerned = sessions.values.filter {
+        let concerned = sessions.sessions(of: group.client).filter {
             $0.key.client == group.client && $0.key.home == group.home && $0.key.scope == .connection
         }
         return ReconnectCredits(concerned, tail: configuration.lifetimes.guardClient)
@@ -130,8 +137,11 @@ extension Coordinator {
     private func rename(_ changes: [(from: Session, to: Session)]) {
         let moved = Dictionary(changes.filter { $0.from.key != $0.to.key }.map { ($0.from.key, $0.to) }) { $1 }
         for running in migrations.values {
-            if let session = moved[running.machine.request.session] { running.machine.follow(session) }
+            guard let session = moved[running.machine.request.session] else { continue }
+            running.machine.follow(session)
+            awaitingReconnect.follow(running.machine.id, session.key)
         }
+        followLifetimes(of: moved)
         let old = moved.map { key, session in
             (
                 session, latest.removeValue(forKey: key), preparing.removeValue(forKey: key),

@@ -77,6 +77,16 @@ extension Coordinator {
         }
     }
 
+    /// Sessions have followed their clients to other ports, and what they are to do by themselves goes with them.
+    func followLifetimes(of moved: [SessionKey: Session]) {
+        for standing in lifetimes.values {
+            guard let session = moved[standing.session] else { continue }
+            var standing = standing
+            standing.session = session.key
+            keep(standing)
+        }
+    }
+
     /// Writes down what a migration waits for, and waits for it.
     private func keep(_ standing: StandingLifetime, waiting: Bool = true) {
         stopWaiting(for: standing.migration)

@@ -29,7 +29,8 @@ extension SQLiteJournal {
     package func write(_ standing: StandingLifetime) throws(JournalError) {
         try access { database in
             let document = LifetimeDocument(
-                client: "\(standing.session.client)", clientPort: standing.session.clientPort,
+                client: standing.session.client.map { "\($0)" } ?? SessionKey.everyClient,
+                clientPort: standing.session.clientPort,
                 home: "\(standing.session.home)", endsAt: standing.endsAt, then: standing.then.map { "\($0)" },
                 confirmBy: standing.confirmBy)
             let text = String(decoding: try JSONEncoder().encode(document), as: UTF8.self)
@@ -60,7 +61,9 @@ extension SQLiteJournal {
                 let text: String = row["document"]
                 let number: Int64 = row["migration"]
                 let document = try JSONDecoder().decode(LifetimeDocument.self, from: Data(text.utf8))
-                guard let client = IPAddress(document.client), let home = Endpoint(document.home) else { return nil }
+                let client = IPAddress(document.client)
+                guard client != nil || document.client == SessionKey.everyClient, let home = Endpoint(document.home)
+                else { return nil }
                 return StandingLifetime(
                     migration: UInt64(number),
                     session: SessionKey(client: client, clientPort: document.clientPort, home: home),

@@ -106,6 +106,11 @@ package struct AwaitedReconnects {
         ofEndpoint[key.clientEndpoint, default: []].insert(id)
     }
 
+    /// The session of a migration that may wait is called `key` now.
+    package mutating func follow(_ id: UInt64, _ key: SessionKey) {
+        if endpoints[id] != nil { insert(id, key) }
+    }
+
     package mutating func remove(_ id: UInt64) {
         guard let endpoint = endpoints.removeValue(forKey: id) else { return }
         ofEverybody.remove(id)
