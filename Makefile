@@ -8,6 +8,8 @@ BUILD      := .build/release
 # Release everywhere: the tests exercise, and count the allocations of, the code that is shipped. An import that
 # Package.swift does not declare is an error.
 FLAGS      := -c release --explicit-target-dependency-import-check error
+# For bash, zsh and fish, under PREFIX/share.
+COMPLETIONS := bash-completion/completions/nfqmigctl zsh/site-functions/_nfqmigctl fish/vendor_completions.d/nfqmigctl.fish
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 
 LIBRARIES  := libmnl-dev libnfnetlink-dev libnetfilter-queue-dev libnftnl-dev libsqlite3-dev pkg-config
@@ -21,6 +23,7 @@ help: ## Show this list
 
 deps: ## Install what building, testing and the demo need (Debian, Ubuntu)
 	@scripts/deps.sh $(LIBRARIES) $(LAB)
+	@scripts/python-deps.sh
 
 build: lint-imports ## Build nfqmigd and nfqmigctl
 	$(SWIFT) build $(FLAGS)
@@ -56,10 +59,16 @@ bench: build ## Measure migrations and the packet path (root)
 install: build ## Install the programs, the unit and an example configuration under PREFIX
 	install -D -m 755 $(BUILD)/nfqmigd $(DESTDIR)$(PREFIX)/sbin/nfqmigd
 	install -D -m 755 $(BUILD)/nfqmigctl $(DESTDIR)$(PREFIX)/bin/nfqmigctl
+	mkdir -p $(addprefix $(DESTDIR)$(PREFIX)/share/,$(dir $(COMPLETIONS)))
+	for each in $(COMPLETIONS); do \
+	    case $$each in bash*) shell=bash ;; zsh*) shell=zsh ;; *) shell=fish ;; esac; \
+	    $(BUILD)/nfqmigctl --generate-completion-script $$shell >$(DESTDIR)$(PREFIX)/share/$$each || exit; \
+	done
 	install -D -m 644 docs/nfqmigd.toml $(DESTDIR)/etc/nfqmigd/nfqmigd.toml.example
 	sed 's|@PREFIX@|$(PREFIX)|' docs/nfqmigd.service.in | install -D -m 644 /dev/stdin $(DESTDIR)/lib/systemd/system/nfqmigd.service
 
 uninstall: ## Remove what install has put there, configuration apart
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/,$(COMPLETIONS))
 	rm -f $(DESTDIR)$(PREFIX)/sbin/nfqmigd $(DESTDIR)$(PREFIX)/bin/nfqmigctl $(DESTDIR)/lib/systemd/system/nfqmigd.service
 
 clean: ## Remove what the build has made

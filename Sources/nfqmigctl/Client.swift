@@ -16,13 +16,9 @@ struct Client {
 
     /// Sends an order. It has a key of its own, so that it is carried out once also when it has to be sent twice.
     func post<Answer: Decodable>(_ path: String, _ body: some Encodable) async throws -> Answer {
-        let document = try JSONEncoder().encode(body)
         let headers: HTTPHeaders = ["content-type": "application/json", "idempotency-key": UUID().uuidString]
-        do {
-            return try Self.decode(try await exchange(.POST, path, body: document, headers: headers))
-        } catch is Interrupted {
-            return try Self.decode(try await exchange(.POST, path, body: document, headers: headers))
-        }
+        return try Self.decode(
+            try await exchange(.POST, path, body: try JSONEncoder().encode(body), headers: headers))
     }
 
     /// Calls `each` with every event after `id` (nil: from now on) that the filter of `query` lets through, and resumes
@@ -67,7 +63,11 @@ struct Client {
     private func exchange(
         _ method: HTTPMethod, _ target: String, body: Data?, headers: HTTPHeaders
     ) async throws -> (status: Int, body: Data) {
-        try await Connection(socket).exchange(method, target, body: body, headers: headers)
+        do {
+            return try await Connection(socket).exchange(method, target, body: body, headers: headers)
+        } catch is Interrupted {
+            return try await Connection(socket).exchange(method, target, body: body, headers: headers)
+        }
     }
 
     /// Throws a `Problem` when the daemon refuses.
@@ -192,9 +192,10 @@ private struct Connection {
         head.headers.add(name: "host", value: "nfqmigd")
         head.headers.add(name: "connection", value: "close")
         if let body { head.headers.add(name: "content-length", value: "\(body.count)") }
-        try await outbound.write(.head(head))
-        if let body { try await outbound.write(.body(.byteBuffer(ByteBuffer(bytes: body)))) }
-        try await outbound.write(.end(nil))
+        var parts: [HTTPClientRequestPart] = [.head(head)]
+        if let body { parts.append(.body(.byteBuffer(ByteBuffer(bytes: body)))) }
+        // At once: the answer may be there, and the connection closed, before a second write.
+        try await outbound.write(contentsOf: parts + [.end(nil)])
     }
 
     private static func receive(

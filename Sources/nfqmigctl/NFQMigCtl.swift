@@ -19,6 +19,8 @@ struct NFQMigCtl {
             Foundation.exit(code.rawValue)
         } catch let problem as Problem {
             fail(problem.detail, problem.exitCode)
+        } catch let error as Interrupted {
+            fail("\(error)", ControlInterface.ExitCode.unreachable.rawValue)
         } catch let error as Unreachable {
             fail("\(error)", ControlInterface.ExitCode.unreachable.rawValue)
         } catch {
