@@ -6,16 +6,20 @@ moved, and after the daemon has started anew. Both datapaths, both families; a h
 
 import os
 import random
+import signal
+import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
 import tap
+from capture import Capture
 from inspection import sockets
 from lab import address, endpoint
 from matrix import percentile
 from stage import Stage
+from traffic import PYTHON
 
 PORT, OTHER, ALL, MOVED = 7000, 7001, 8, 3
 
@@ -140,6 +144,70 @@ class Group:
             self.client.close(name)
 
 
+# Connects, is reset, connects again; then says goodbye properly (FIN), connects a third time at once, and waits for the
+# goodbye of the other side. Each line: the source port and the host's name, in the end what the second connection read.
+GOODBYE = """
+import socket, sys
+def connection():
+    made = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
+    made.sendall(b"i" + bytes(8))
+    print(made.getsockname()[1], made.recv(1).decode(), flush=True)
+    return made
+first = connection()
+try:
+    first.settimeout(10)
+    first.recv(1)
+except ConnectionResetError:
+    pass
+second = connection()
+sys.stdin.readline()
+second.shutdown(socket.SHUT_WR)
+third = connection()
+try:
+    print(0, second.recv(1) or "EOF", flush=True)
+except OSError as error:
+    print(0, error, flush=True)
+sys.stdin.readline()
+"""
+
+
+def goodbye(case, stage, datapath):
+    lab, home = stage.lab, endpoint(stage.lab.home(), PORT)
+    program = lab.spawn("c", [PYTHON, "-c", GOODBYE, lab.home(), str(PORT)], stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE, text=True)
+
+    def line():
+        port, _, word = program.stdout.readline().strip().partition(" ")
+        return int(port or -1), word
+
+    first, _ = line()
+    answer = stage.daemon.migrate(endpoint(address("c"), first), home, address("b"), "--datapath", datapath)
+    second, host = line()
+    case.ok(answer.code == 0 and host == "B" and second != first, "datapath %s: a client's connection is moved" % datapath,
+            lambda: str(answer))
+    with Capture(lab, "a") as at_home, Capture(lab, "c") as at_client:
+        # B's program sleeps meanwhile: its kernel opens the third connection, but the second ends only when it wakes.
+        stage.servers.each["b"].process.send_signal(signal.SIGSTOP)
+        program.stdin.write("\n")
+        program.stdin.flush()
+        time.sleep(0.3)
+        stage.servers.each["b"].process.send_signal(signal.SIGCONT)
+        third, host = line()
+        case.ok(host == "B" and third != second, "its next one, begun while that one ends, is on B too: %s" % host)
+        case.equal(line()[1], "EOF", "and that one ends as it should")
+        time.sleep(0.3)
+    strays = [each for each in at_home.segments() if {each.sport, each.dport} & {second, third}]
+    case.equal([str(each) for each in strays], [], "home sees no segment of either")
+    foreign = [each for each in at_client.segments() if address("b") in (each.source, each.destination)]
+    case.equal([str(each) for each in foreign], [], "the client sees no segment of B")
+    session = next((each for each in stage.daemon.sessions() if each["host"] != each["home"]), None)
+    case.equal(session and session["client"], endpoint(address("c"), third), "the session has the present port")
+    program.stdin.write("\n")
+    program.stdin.close()
+    lab.stop(program)
+    stage.daemon.ctl("return", "--session", session and session["id"], "--wait", "--json")
+
+
 def body(case):
     runs = 25 if case.full else 3
     choice = random.Random(793)
@@ -158,6 +226,7 @@ def body(case):
                                       for part in (0.5, 0.95))))
                 case.ok(percentile(group.credit, 0.5) < 500, "%s: nobody waits for a repeated SYN" % what)
                 group.close()
+            goodbye(case, stage, datapath)
         stage.clean(case)
         stage.healthy(case)
 
