@@ -328,7 +328,10 @@ extension Coordinator {
     /// Many at once: what `nfqmigctl drain` asks for.
     nonisolated var drainRoutes: [ControlRoute] {
         let missing = Problem(kind: .unknownDrain, detail: "A drain's id is a whole number.")
-        let events: [(String, Drain.Event)] = [("pause", .pause), ("resume", .resume), ("cancel", .cancel)]
+        let tell = { @Sendable (request: ControlRequest, event: Drain.Event) async throws -> ControlAnswer in
+            let id = try request.identifier("id", orThrow: missing)
+            return .document(try await self.tell(drain: id, event))
+        }
         return [
             ControlRoute("GET", "/v1/drains") { _ in .document(await self.drainList()) },
             ControlRoute("POST", "/v1/drains") { request in
@@ -341,12 +344,9 @@ extension Coordinator {
                 let id = try request.identifier("id", orThrow: missing)
                 return .document(try await self.drain(id, wait: try request.wait()))
             },
+            ControlRoute("POST", "/v1/drains/:id/pause") { try await tell($0, .pause) },
+            ControlRoute("POST", "/v1/drains/:id/resume") { try await tell($0, .resume) },
+            ControlRoute("POST", "/v1/drains/:id/cancel") { try await tell($0, .cancel) },
         ]
-            + events.map { name, event in
-                ControlRoute("POST", "/v1/drains/:id/\(name)") { request in
-                    let id = try request.identifier("id", orThrow: missing)
-                    return .document(try await self.tell(drain: id, event))
-                }
-            }
     }
 }
