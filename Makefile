@@ -30,8 +30,9 @@ build: lint-imports ## Build nfqmigd and nfqmigctl
 
 test: deps unit integration ## Run all tests: units, and the programs between network namespaces (root)
 
+# Without @testable imports, tests and programs share everything that is built.
 unit: lint-imports ## Run the Swift tests
-	$(SUDO) $(SWIFT) test $(FLAGS)
+	$(SUDO) $(SWIFT) test $(FLAGS) --disable-testable-imports
 
 integration: build ## Run the quick integration cases (root)
 	$(SUDO) python3 integration/run.py --quick

@@ -2,12 +2,12 @@
 
 internal import CNetfilter
 internal import Glibc
-internal import Wire
+package import Wire
 
 // Conntrack's netlink messages (net/netfilter/nf_conntrack_netlink.c): requests written, entries read. TCP only.
 
 /// Numbers of linux/netfilter headers, as the types that the messages want.
-enum Ctnetlink {
+package enum Ctnetlink {
     static let subsystem = UInt16(NFNL_SUBSYS_CTNETLINK) << 8
     static let new = subsystem | UInt16(IPCTNL_MSG_CT_NEW.rawValue)
     static let get = subsystem | UInt16(IPCTNL_MSG_CT_GET.rawValue)
@@ -20,7 +20,7 @@ enum Ctnetlink {
     /// The kernel filters since Linux 5.8 (CTA_FILTER); older ones send everything, so the reader looks once more. The
     /// filter's bits are those of the kernel's nf_internals.h: 1 source address, 8 protocol. Not by IPv6 address: Linux
     /// 6.18 leaves out just the entries that match (`ctnetlink_filter_match_tuple` has that comparison inverted).
-    static func list(_ family: AddressFamily, client: IPAddress?, sequence: UInt32) -> [UInt8] {
+    package static func list(_ family: AddressFamily, client: IPAddress?, sequence: UInt32) -> [UInt8] {
         let client = family == .ipv4 ? client : nil
         var message = MessageWriter(
             type: get, flags: UInt16(NLM_F_REQUEST | NLM_F_DUMP), sequence: sequence, family: self.family(family))
@@ -38,7 +38,7 @@ enum Ctnetlink {
     }
 
     /// Asks for the entry of one tuple in one direction.
-    static func look(_ tuple: FourTuple, isReply: Bool, zone: UInt16, sequence: UInt32) -> [UInt8] {
+    package static func look(_ tuple: FourTuple, isReply: Bool, zone: UInt16, sequence: UInt32) -> [UInt8] {
         var message = MessageWriter(
             type: get, flags: UInt16(NLM_F_REQUEST | NLM_F_ACK), sequence: sequence,
             family: family(tuple.source.address.family))
@@ -48,7 +48,7 @@ enum Ctnetlink {
     }
 
     /// Deletes exactly this entry: the identifier keeps a newer one of the same tuple from harm.
-    static func delete(_ entry: ConnectionEntry, sequence: UInt32) -> [UInt8] {
+    package static func delete(_ entry: ConnectionEntry, sequence: UInt32) -> [UInt8] {
         var message = MessageWriter(
             type: delete, flags: UInt16(NLM_F_REQUEST | NLM_F_ACK), sequence: sequence,
             family: family(entry.original.source.address.family))
@@ -78,7 +78,7 @@ extension MessageWriter {
 
 extension ConnectionEntry {
     /// Reads an entry from a message's attributes; nil when it is not TCP or lacks a tuple.
-    init?(attributes: Span<UInt8>) {
+    package init?(attributes: Span<UInt8>) {
         var original: FourTuple?
         var reply: FourTuple?
         var entry = ConnectionEntry(original: .unread, reply: .unread)

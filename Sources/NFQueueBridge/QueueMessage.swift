@@ -6,7 +6,7 @@ internal import Wire
 /// One netlink message that the kernel sent to a queue's socket, read (linux/netfilter/nfnetlink_queue.h).
 ///
 /// Headers and attribute headers are in host byte order, attribute values in network byte order.
-enum QueueMessage: Equatable {
+package enum QueueMessage: Equatable {
     /// A packet that wants a verdict: its number, where its octets lie in the message, and what is known of it.
     case packet(number: UInt32, payload: Range<Int>, PacketMetadata)
     /// A packet that wants a verdict and cannot be read.
@@ -29,7 +29,7 @@ enum QueueMessage: Equatable {
 }
 
 extension QueueMessage {
-    init(_ octets: Span<UInt8>) {
+    package init(_ octets: Span<UInt8>) {
         guard octets.count >= Self.headerLength else {
             self = .malformed
             return

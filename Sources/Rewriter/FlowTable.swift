@@ -69,6 +69,9 @@ public struct FlowTable: ~Copyable {
         return slots[index].key.isVacant ? nil : slots[index].rule
     }
 
+    /// The rule that a packet with this key meets: its own, that of any port of the client, or that of every client.
+    package func coveringRule(_ key: FlowKey) -> FlowRule? { covering(key).map { slots[$0].rule } }
+
     /// The slot of the rule that covers a packet with this key: its own, or else that of any port of the client, or else
     /// that of every client.
     @inlinable @inline(__always)

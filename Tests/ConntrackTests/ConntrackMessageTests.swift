@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import Conntrack
 import Testing
 import Wire
-
-@testable import Conntrack
 
 /// What is said to the kernel and understood from it, octet by octet (this machine is little-endian).
 @Suite struct ConntrackMessageTests {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import NFQueueBridge
 import Testing
 import Wire
-
-@testable import NFQueueBridge
 
 struct QueueMessageTests {
     /// A packet message as kernel 6.18 sent it for a UDP datagram of two octets (the header's numbers in host order).

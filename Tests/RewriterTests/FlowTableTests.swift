@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import Rewriter
 import Testing
 import Wire
-
-@testable import Rewriter
-
-extension FlowTable {
-    /// The rule that a packet of this flow meets.
-    fileprivate func coveringRule(_ key: FlowKey) -> FlowRule? { covering(key).map { slots[$0].rule } }
-}
 
 @Suite struct FlowTableTests {
     private func key(using random: inout SplitMix64, ports: UInt16) -> FlowKey {
