@@ -31,6 +31,7 @@ public enum ProblemKind: String, Sendable, CaseIterable {
     case alreadyThere = "already-there"
     case otherScopeBound = "other-scope-bound"
     case hostServesOtherHome = "host-serves-other-home"
+    case sourcePortTaken = "source-port-taken"
     case hostNotListening = "host-not-listening"
     case kernelRefused = "kernel-refused"
     case superseded = "superseded"
@@ -54,8 +55,8 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .malformedRequest: 400
         case .refusedByPolicy: 403
         case .unknownConnection, .unknownMigration, .unknownDrain, .unknownPath: 404
-        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .superseded, .notAwaitingConfirmation,
-            .orderUnavailable:
+        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .sourcePortTaken, .superseded,
+            .notAwaitingConfirmation, .orderUnavailable:
             409
         case .hostNotListening, .notPrepared: 422
         case .rateExceeded: 429
@@ -77,8 +78,8 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         switch self {
         case .malformedRequest: .usage
         case .unknownConnection, .unknownMigration, .unknownDrain, .unknownPath: .unknown
-        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .hostNotListening, .kernelRefused, .superseded,
-            .interrupted, .notPrepared, .notAwaitingConfirmation, .orderUnavailable:
+        case .alreadyThere, .otherScopeBound, .hostServesOtherHome, .sourcePortTaken, .hostNotListening,
+            .kernelRefused, .superseded, .interrupted, .notPrepared, .notAwaitingConfirmation, .orderUnavailable:
             .failed
         case .methodNotAllowed, .contentTooLarge, .unsupportedMediaType, .idempotencyKeyReused, .headersTooLarge:
             .usage
@@ -98,6 +99,7 @@ public enum ProblemKind: String, Sendable, CaseIterable {
         case .alreadyThere: "The session is there already"
         case .otherScopeBound: "A binding of another scope is in the way"
         case .hostServesOtherHome: "The to-host serves this client for another home"
+        case .sourcePortTaken: "The source port has another connection with the to-host"
         case .hostNotListening: "The to-host does not accept connections"
         case .kernelRefused: "The kernel refused the change"
         case .superseded: "A newer migration took over"

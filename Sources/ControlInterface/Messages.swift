@@ -18,8 +18,11 @@ public struct MigrationOrder: Codable, Hashable, Sendable {
     public var client: String?
     /// The home: the endpoint that the client believes it talks to.
     public var from: String?
-    /// The to-host, an address (the home's port is kept) or an endpoint; nil or `home` for the way home.
+    /// The to-host: an address (the home's port is kept), an endpoint, or an address with a range of ports, of which one that
+    /// listens and is free is chosen (`192.0.2.2:7000-7009`); nil or `home` for the way home.
     public var to: String?
+    /// In place of `to`: the exact translation of one connection.
+    public var translation: StatedTranslation?
     /// `connection`, `client` or `service`; nil lets `client` decide.
     public var scope: String?
     /// `kernel` or `queue`; nil for what the daemon is configured for.
@@ -44,6 +47,19 @@ public struct MigrationOrder: Codable, Hashable, Sendable {
         self.scope = scope
         self.datapath = datapath
         self.passive = passive
+    }
+}
+
+/// What the segments client → home of a connection become.
+public struct StatedTranslation: Codable, Hashable, Sendable {
+    /// The client's endpoint as the to-host is to see it: its own address, with any port.
+    public var source: String
+    /// The to-host's endpoint.
+    public var destination: String
+
+    public init(source: String, destination: String) {
+        self.source = source
+        self.destination = destination
     }
 }
 
@@ -187,6 +203,8 @@ public struct SessionSummary: Codable, Hashable, Sendable {
     public var scope: String
     /// nil when home serves the session.
     public var datapath: String?
+    /// The client's port as the host sees it, where that is not its own and the kernel has not chosen it.
+    public var sourcePort: UInt16?
     /// How many four-tuples are still stopped or guarded.
     public var transits: Int
     /// The latest migration.

@@ -24,6 +24,8 @@ struct PendingWork {
     /// In the order of their decision; at most one for a session.
     var switches: [Switch] = []
     var switching: Set<SessionKey> = []
+    /// What their hosts are to have from them, as `Session.hostSide` says.
+    var hostSides: [FourTuple: SessionKey] = [:]
     var forgets: [(running: RunningMigration, connections: [LocatedConnection])] = []
     /// Sessions that have changed since, each as the kernel has it. Their switches are behind them: there is no way back.
     var changed: [SessionKey: Session] = [:]
@@ -63,22 +65,27 @@ extension Coordinator {
     /// Decides on a switch; `installed` or `installFailed` follows.
     func decide(switch running: RunningMigration, from: Session, to: Session) {
         running.before = from
-        pending.switches.append(.init(running: running, from: from, to: to))
-        pending.switching.insert(to.key)
+        add(.init(running: running, from: from, to: to))
+    }
+
+    private func add(_ decided: PendingWork.Switch) {
+        pending.switches.append(decided)
+        pending.switching.insert(decided.to.key)
+        if let tuple = decided.to.hostSide { pending.hostSides[tuple] = decided.to.key }
     }
 
     private func commitSwitches() {
         let decided = pending.switches
         pending.switches = []
         pending.switching = []
+        pending.hostSides = [:]
         if decided.isEmpty { return }
         // One four-tuple has one treatment: what two sessions want comes one after the other.
         var tuples: Set<FourTuple> = []
         var batch: [PendingWork.Switch] = []
         for each in decided {
             guard tuples.isDisjoint(with: each.to.transits.keys) else {
-                pending.switches.append(each)
-                pending.switching.insert(each.to.key)
+                add(each)
                 continue
             }
             tuples.formUnion(each.to.transits.keys)
@@ -137,6 +144,9 @@ extension Coordinator {
         standing[key, default: []].insert(running.machine.id)
         running.switchedAt = EventLoop.wallClock
         running.note("switched", "\(each.from.host) → \(each.to.host)")
+        if let port = each.to.binding?.sourcePort {
+            running.note("source translated", "\(each.to.key.clientEndpoint) is port \(port) at \(each.to.host)")
+        }
         running.isUnderWay = true
         beginLifetime(of: running)
         runHooks(at: .switched, of: running)

@@ -24,23 +24,46 @@ extension Coordinator {
         commit()
         do {
             let lookup = ConnectionLookup(gateway.conntrack)
-            var groups: [SessionKey: ReconnectCredits] = [:]
-            var followers: [FourTuple: Session] = [:]
-            for observation in held {
-                let tuple = observation.segment.tuple
-                let group = SessionKey(client: tuple.source.address, clientPort: nil, home: tuple.destination)
-                var credits = groups[group] ?? credits(of: group)
-                if case .follows(let session) = try decide(tuple, &credits, lookup) { followers[tuple] = session }
-                groups[group] = credits
-            }
-            try follow(groups.values.flatMap(\.changes))
-            for (tuple, session) in followers where sessions[session.key] != nil { tell(tuple, session) }
+            // Two connections that one host would take for the same are told apart one by one, before the others.
+            let watched = held.map(\.segment.tuple).filter { sessions.session(hostSide: $0)?.watched == $0 }
+            for tuple in Set(watched) { try decide(aboutWatched: tuple, lookup) }
+            try decide(about: held.map(\.segment.tuple).filter { !watched.contains($0) }, lookup)
             release(held) { self.decision($0) }
         } catch {
             // Its client sends each SYN again, in a second.
             logger.error("a new connection cannot be decided about: \(error)")
             release(held) { _ in .drop }
         }
+    }
+
+    private func decide(about tuples: [FourTuple], _ lookup: ConnectionLookup) throws {
+        var groups: [SessionKey: ReconnectCredits] = [:]
+        var followers: [FourTuple: Session] = [:]
+        for tuple in tuples {
+            let group = SessionKey(client: tuple.source.address, clientPort: nil, home: tuple.destination)
+            var credits = groups[group] ?? credits(of: group)
+            let decision = try decide(tuple, &credits, isOpen: isOpen(tuple, lookup), lookup)
+            if case .follows(let session) = decision { followers[tuple] = session }
+            groups[group] = credits
+        }
+        try follow(groups.values.flatMap(\.changes))
+        for (tuple, session) in followers where sessions[session.key] != nil { tell(tuple, session) }
+    }
+
+    /// Decides about a SYN to a host whose four-tuple that host has, or is to have, from a session. The connection that
+    /// conntrack has is the session's.
+    private func decide(aboutWatched tuple: FourTuple, _ lookup: ConnectionLookup) throws {
+        let group = SessionKey(client: tuple.source.address, clientPort: nil, home: tuple.destination)
+        var credits = credits(of: group)
+        if case .follows(let session) = try decide(tuple, &credits, isOpen: false, lookup) {
+            try follow(credits.changes)
+            return tell(tuple, session)
+        }
+        guard let holder = sessions.session(hostSide: tuple) else { return }
+        let entry = try lookup.entry(tuple)
+        let isThere = entry.map { $0.phase != .closed } ?? false
+        if let entry, !isThere { _ = try gateway.conntrack.delete(entry) }
+        try separate(tuple, from: holder, isThere: isThere)
     }
 
     private func credits(of group: SessionKey) -> ReconnectCredits {
@@ -51,18 +74,11 @@ extension Coordinator {
     }
 
     private func decide(
-        _ tuple: FourTuple, _ credits: inout ReconnectCredits, _ lookup: ConnectionLookup
+        _ tuple: FourTuple, _ credits: inout ReconnectCredits, isOpen: Bool, _ lookup: ConnectionLookup
     ) throws -> ReconnectCredits.Decision {
-        let isOpen = try isOpen(tuple, lookup)
-        let decision = try credits.decide(tuple, isOpen: isOpen) { session in
-            // In the queue datapath this port may be taken: by a connection of the client with the host itself.
-            if let binding = session.binding, binding.datapath == .queue {
-                let direct = FourTuple(source: tuple.source, destination: binding.host)
-                if try self.isOpen(direct, lookup) { return false }
-            }
-            return try self.owes(session, lookup)
-        }
-        return decision
+        try credits.decide(
+            tuple, isOpen: isOpen, owes: { try self.owes($0, lookup) },
+            place: { try self.sourcePort(of: $0, from: tuple.source) })
     }
 
     /// Whether conntrack has a connection of this four-tuple that goes on. One that has ended is forgotten: it would
@@ -80,9 +96,7 @@ extension Coordinator {
     /// Whether the session's connection has gone.
     private func owes(_ session: Session, _ lookup: ConnectionLookup) throws -> Bool {
         guard let binding = session.binding else { return false }
-        var original = session.key.original
-        if binding.datapath == .queue { original.destination = binding.host }
-        guard let entry = try lookup.entry(original) else {
+        guard let entry = try lookup.entry(session.tracked) else {
             // Its SYN may still be on the way from the queue to conntrack.
             return EventLoop.now - (given[session.id] ?? 0) > Self.givingTime
         }
@@ -154,7 +168,11 @@ extension Coordinator {
             self.preparing[session.key] = preparing
             self.standing[session.key] = standing
         }
-        for (from, to) in changes { settle(to, since: from) }
+        for (from, to) in changes {
+            settle(to, since: from)
+            settleWatches(around: from.key)
+            settleWatches(around: to.key)
+        }
         for (from, to) in changes {
             for (tuple, standing) in from.transits where to.transits[tuple] == nil {
                 // The old connection on these ports is gone, or its client would not open another one there.

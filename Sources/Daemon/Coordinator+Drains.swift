@@ -82,9 +82,9 @@ extension Coordinator {
         var spread = Spread(weights: selection.hosts.map(\.weight))
         report.sessions = members.map { member in
             let host = selection.hosts[spread.assign()].host
+            let name = host.map { $0.ports == nil ? "\($0.endpoints(for: member.key.home)[0])" : "\($0)" }
             return DrainSession(
-                client: member.key.clientText, home: "\(member.key.home)",
-                to: host.map { "\($0.endpoint(for: member.key.home))" } ?? "home")
+                client: member.key.clientText, home: "\(member.key.home)", to: name ?? "home")
         }
         for (index, count) in spread.counts.enumerated() { report.to[index].sessions = count }
         return report
@@ -124,7 +124,7 @@ extension Coordinator {
         case .check: check(drain)
         case .migrate(let member, let host):
             let key = drain.members[member].key
-            begin(member, to: drain.selection.hosts[host].host?.endpoint(for: key.home), of: drain)
+            begin(member, to: endpoints(of: host, for: key.home, drain), of: drain)
         case .examine(let members): return [.examined(broken: firstBroken(members, of: drain))]
         case .sendBack(let members): for member in members { sendBack(member, of: drain) }
         case .progress(let step, let detail):
@@ -136,12 +136,19 @@ extension Coordinator {
         return []
     }
 
-    private func begin(_ member: Int, to host: Endpoint?, of drain: RunningDrain) {
+    /// The endpoints of a to-host of which one is to serve a session of `home`: those that have answered, if any was asked.
+    private func endpoints(of host: Int, for home: Endpoint, _ drain: RunningDrain) -> [Endpoint] {
+        let all = drain.selection.hosts[host].host?.endpoints(for: home).filter { $0 != home } ?? []
+        let listening = all.filter { drain.listening.contains($0) }
+        return listening.isEmpty ? all : listening
+    }
+
+    private func begin(_ member: Int, to hosts: [Endpoint], of drain: RunningDrain) {
         let selection = drain.selection
         let key = drain.members[member].key
-        let request = MigrationRequest(
-            session: key, to: host == key.home ? nil : host, datapath: selection.datapath, passive: selection.passive,
-            checksHost: false)
+        var request = MigrationRequest(
+            session: key, to: hosts.first, datapath: selection.datapath, passive: selection.passive, checksHost: false)
+        if hosts.count > 1 { request.candidates = hosts }
         if let obstacle = obstacle(to: request) {
             return tellLater(drain, .ended(member, .failed(reason: "\(obstacle)")))
         }
@@ -248,7 +255,8 @@ extension Coordinator {
                 tellLater(drain, .checked(host: index, refusal: nil))
                 continue
             }
-            let endpoints = (host.port.map { [$0] } ?? homes.sorted()).map { Endpoint(address: host.address, port: $0) }
+            let ports = host.ports.map { Array($0) } ?? homes.sorted()
+            let endpoints = ports.map { Endpoint(address: host.address, port: $0) }
             drain.answers[index] = (endpoints.count, nil)
             for endpoint in endpoints {
                 let timeout = UInt64(configuration.checkTimeout) * 1_000_000
@@ -259,18 +267,26 @@ extension Coordinator {
             }
         }
         // The latest are enough: each holds itself while it takes its leave.
-        drain.checks.removeFirst(max(0, drain.checks.count - 8 * drain.selection.hosts.count * max(1, homes.count)))
+        let asked = drain.selection.hosts.reduce(0) { $0 + max($1.host?.ports?.count ?? 1, homes.count) }
+        drain.checks.removeFirst(max(0, drain.checks.count - 8 * asked))
     }
 
     private func answered(
-        _ endpoint: Endpoint, _ result: MigrationMachine.HostCheck, host: Int, of drain: RunningDrain
+        _ endpoint: Endpoint, _ failure: String?, host: Int, of drain: RunningDrain
     ) {
         guard var answers = drain.answers[host] else { return }
         answers.open -= 1
-        if case .failed(let reason) = result, answers.refusal == nil {
+        if failure == nil { drain.listening.insert(endpoint) } else { drain.listening.remove(endpoint) }
+        if let reason = failure, answers.refusal == nil {
             answers.refusal = "\(MigrationFailure.hostNotListening(endpoint, reason: reason))"
         }
         drain.answers[host] = answers.open == 0 ? nil : answers
+        // Of a range of ports one is enough.
+        if let range = drain.selection.hosts[host].host, let ports = range.ports, ports.count > 1,
+            ports.contains(where: { drain.listening.contains(Endpoint(address: range.address, port: $0)) })
+        {
+            answers.refusal = nil
+        }
         if answers.open == 0 { tellLater(drain, .checked(host: host, refusal: answers.refusal)) }
     }
 
@@ -284,13 +300,12 @@ extension Coordinator {
     /// A connection was reset: is it the new one of a session of a canary?
     func observeCanary(_ entry: ConnectionEntry) {
         guard entry.state == .close else { return }
-        let reply = FourTuple(source: entry.original.destination, destination: entry.original.source)
-        guard let session = session(of: entry.original) ?? sessions.session(answeredBy: reply),
+        guard let session = sessions.session(answeredBy: entry.original.reversed) ?? session(of: entry.original),
             let running = latest[session.key].flatMap({ migrations[$0] }), running.switchedAt != nil,
             let drain = running.drain.flatMap({ drains[$0] }),
             let (member, isReturning) = drain.migrations[running.machine.id], !isReturning
         else { return }
-        let clientSide = FourTuple(source: entry.original.source, destination: session.key.home)
+        let clientSide = FourTuple(source: clientEndpoint(of: entry, session), destination: session.key.home)
         guard running.machine.established.contains(clientSide), entry.reply.source == session.host else { return }
         let reason = "The to-host \(session.host) accepted the new connection of \(clientSide.source) and reset it."
         running.note("reset", reason)
@@ -310,8 +325,9 @@ extension Coordinator {
             }
             let isUp = machine.established.contains { tuple in
                 var original = tuple
-                if let binding = sessions[key]?.binding, binding.datapath == .queue {
+                if let session = sessions[key], let binding = session.binding, binding.datapath == .queue {
                     original.destination = binding.host
+                    if key.original == tuple { original = session.tracked }
                 }
                 let entry = try? gateway.conntrack.entry(original: original)
                 return entry?.state == .established && entry?.phase == .established

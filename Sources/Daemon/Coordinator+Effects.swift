@@ -17,7 +17,8 @@ extension Coordinator {
             running.isUnderWay = true
             prepare(running)
             return nil
-        case .check(let host): return check(host, for: running)
+        case .check(let hosts): return check(hosts, for: running)
+        case .place(let hosts, let connections): return place(hosts, connections, of: running)
         case .install(let from, let to):
             install(from: from, to: to, of: running)
             return nil
@@ -44,7 +45,8 @@ extension Coordinator {
         running.closed = []
         do {
             for entry in try entries(of: key, binding: binding, dump: running.dump)
-            where key.clientPort == nil || entry.original.source.port == key.clientPort {
+            where key.clientPort == nil || entry.original == tracked(key) || entry.original.source == key.clientEndpoint
+            {
                 guard let connection = located(entry, key: key, binding: binding) else {
                     if entry.phase == .closed, entry.original.destination == key.home { running.closed.append(entry) }
                     continue
@@ -83,7 +85,10 @@ extension Coordinator {
                 var connection = machine.connections.first(where: { $0.clientSide == tuple }),
                 machine.clientResult(connection) == nil
             else { return nil }
-            if connection.serverSide.destination == host { connection.serverSide.destination = session.host }
+            if connection.serverSide.destination == host {
+                connection.serverSide = session.hostSide ?? connection.serverSide
+                connection.serverSide.destination = session.host
+            }
             return connection.serverSide.destination == host ? nil : connection
         }
     }
@@ -97,9 +102,16 @@ extension Coordinator {
             let destination = binding?.datapath == .queue ? binding?.host : key.home
             return try gateway.conntrack.entries(client: key.client) { $0.original.destination == destination }
         }
-        var original = key.original
-        if let binding, binding.datapath == .queue { original.destination = binding.host }
-        return try gateway.conntrack.entry(original: original).map { [$0] } ?? []
+        return try gateway.conntrack.entry(original: tracked(key)).map { [$0] } ?? []
+    }
+
+    /// What conntrack has as the original four-tuple of the one connection of this key: as its own session has it, or the
+    /// service's.
+    private func tracked(_ key: SessionKey) -> FourTuple {
+        guard let session = servingSession(of: key) else { return key.original }
+        if session.key == key { return session.tracked }
+        guard let binding = session.binding, binding.datapath == .queue else { return key.original }
+        return FourTuple(source: key.clientEndpoint, destination: binding.host)
     }
 
     /// The connection that a conntrack entry stands for, if it is one of this session's and not over.
@@ -119,7 +131,8 @@ extension Coordinator {
         else {
             return nil
         }
-        let clientSide = FourTuple(source: entry.original.source, destination: key.home)
+        let client = sessions[key].map { clientEndpoint(of: entry, $0) } ?? entry.original.source
+        let clientSide = FourTuple(source: client, destination: key.home)
         return LocatedConnection(clientSide: clientSide, serverSide: serverSide, phase: phase)
     }
 
@@ -135,15 +148,26 @@ extension Coordinator {
         return connection
     }
 
-    private func check(_ host: Endpoint, for running: RunningMigration) -> MigrationMachine.Event? {
+    private func check(_ hosts: [Endpoint], for running: RunningMigration) -> MigrationMachine.Event? {
         running.isUnderWay = true
-        running.note("checking", "\(host)")
-        running.hostCheck = HostCheck(host, timeout: UInt64(configuration.checkTimeout) * 1_000_000, loop: loop) {
-            // Always a turn of the loop later: the machine has to be done with this event first.
-            result in
-            self.loop.schedule(at: EventLoop.now) {
-                self.advance(running, .checked(result))
-                running.hostCheck = nil
+        running.note("checking", running.machine.request.destinationText)
+        let timeout = UInt64(configuration.checkTimeout) * 1_000_000
+        var left = hosts.count
+        var listening: Set<Endpoint> = []
+        var refusal: String?
+        running.hostChecks = hosts.map { host in
+            HostCheck(host, timeout: timeout, loop: loop) { failure in
+                left -= 1
+                if let failure { refusal = refusal ?? failure } else { listening.insert(host) }
+                guard left == 0 else { return }
+                let result: MigrationMachine.HostCheck =
+                    listening.isEmpty
+                    ? .failed(reason: refusal ?? "no answer") : .listening(hosts.filter(listening.contains))
+                // Always a turn of the loop later: the machine has to be done with this event first.
+                self.loop.schedule(at: EventLoop.now) {
+                    self.advance(running, .checked(result))
+                    running.hostChecks = []
+                }
             }
         }
         return nil
@@ -206,6 +230,11 @@ extension Coordinator {
             decide(change: other, to: cleared)
             settle(cleared, since: other)
         }
+        for other in sessions.sessions(atHostOf: session.key) where !other.yields {
+            var yielding = other
+            yielding.yields = true
+            decide(change: other, to: yielding)
+        }
     }
 
     /// What follows from a change that has been made: nothing more is sent about a transit that has ended or that the
@@ -220,6 +249,7 @@ extension Coordinator {
         }
         scheduleExpiry(of: session, since: old)
         forgetSettled(session.key)
+        if session.binding == nil || old.binding == nil { settleWatches(around: session.key) }
     }
 
     /// Takes migrations out of the journal that have an outcome and hold nothing that needs user space: until then a new

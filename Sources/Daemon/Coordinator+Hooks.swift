@@ -127,9 +127,10 @@ extension Coordinator {
         if let refusal = policy.refusal(of: request.session, to: host, by: nil) {
             throw UnusableAnswer("it has chosen \(host), which the policy refuses: \(refusal)".droppingPeriod)
         }
-        var chosen = request
-        chosen.to = host
-        if let obstacle = otherHome(of: chosen) { throw UnusableAnswer("\(obstacle)".droppingPeriod) }
+        if request.sourcePort != nil, host != request.to {
+            throw UnusableAnswer("it has chosen \(host), but the controller has stated the translation")
+        }
+        if let obstacle = otherHome(of: request, at: host) { throw UnusableAnswer("\(obstacle)".droppingPeriod) }
         return host
     }
 

@@ -7,7 +7,13 @@ internal import Migration
 extension Coordinator {
     /// What the policy says to a request of this caller.
     func admission(of request: MigrationRequest, caller: Caller) -> Admission {
-        policy.admit(
+        // Whichever port is chosen, it has to be allowed.
+        for host in request.hosts.dropFirst() {
+            if let refusal = policy.refusal(of: request.session, to: host, by: caller.credentials) {
+                return .refused(refusal)
+            }
+        }
+        return policy.admit(
             request.session, to: request.to, by: caller.credentials, paces: &paces, at: EventLoop.now)
     }
 

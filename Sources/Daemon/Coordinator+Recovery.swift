@@ -15,7 +15,7 @@ extension Coordinator {
         loop.turnEnded = { self.commit() }
         let contents = try journal.load()
         try beginEvents()
-        lastMigration = contents.lastMigration
+        lastMigration = max(contents.lastMigration, contents.sessions.map(\.id).max() ?? 0)
         for session in contents.sessions { sessions[session.key] = session }
         for entry in contents.migrations where entry.stage == .switching {
             guard let before = entry.before.session else { continue }
@@ -50,6 +50,7 @@ extension Coordinator {
             if entry.stage == .switching || !resume(entry) { try journal.forgetMigration(entry.id) }
         }
         resumeLifetimes(try journal.lifetimes(), migrations: contents.migrations)
+        watchDirect()
         if policy.services.isEmpty { warnOfEmptyPolicy() }
     }
 
@@ -64,9 +65,11 @@ extension Coordinator {
             }
             session.replies = session.replies.filter { present.contains(.reply($0)) }
             if session.binding?.datapath == .queue {
+                let own = session.hostSide?.reversed
                 for case .reply(let tuple) in present
-                where tuple.source == session.host && key.covers(tuple.destination)
-                    && boundSession(of: tuple.destination, home: key.home)?.key == key
+                where tuple == own
+                    || own == nil && tuple.source == session.host && key.covers(tuple.destination)
+                        && boundSession(of: tuple.destination, home: key.home)?.key == key
                 {
                     session.replies.insert(tuple)
                 }

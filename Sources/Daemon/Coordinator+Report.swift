@@ -13,7 +13,7 @@ extension Coordinator {
             id: machine.id, session: machine.session.id, client: running.requested.clientText, home: "\(key.home)",
             scope: key.scope.rawValue,
             datapath: machine.request.datapath.rawValue, passive: machine.request.passive, from: "\(machine.fromHost)",
-            to: machine.request.to.map { "\($0)" } ?? "home", requestedAt: running.requestedAt)
+            to: machine.request.destinationText, requestedAt: running.requestedAt)
         report.switchedAt = running.switchedAt
         report.finishedAt = running.finishedAt
         report.timeline = running.timeline

@@ -182,7 +182,7 @@ extension Coordinator {
         if let bound = boundSession(of: tuple.source, home: tuple.destination), let binding = bound.binding,
             binding.datapath == .queue
         {
-            let reply = FourTuple(source: binding.host, destination: tuple.source)
+            let reply = bound.hostSide?.reversed ?? FourTuple(source: binding.host, destination: tuple.source)
             if !bound.replies.contains(reply) {
                 // Not journaled: the kernel's table holds them too, and a new daemon reads them from there.
                 sessions[bound.key]?.replies.insert(reply)
@@ -271,17 +271,23 @@ extension Coordinator {
 
     /// A connection that conntrack has seen: is it the next one of a session that waits?
     private func observeConntrack(_ entry: ConnectionEntry) {
-        for id in awaitingReconnect.ids(of: entry.original.source) {
+        // Behind a translated source port its client is known by the session that has it there.
+        let client = sessions.session(hostSide: entry.original)?.key.clientEndpoint ?? entry.original.source
+        for id in awaitingReconnect.ids(of: client) {
             guard let running = migrations[id] else { continue }
             let key = running.machine.request.session
-            guard key.covers(entry.original.source), let session = sessions[key] ?? running.machine.session as Session?
-            else { continue }
-            let original = FourTuple(source: entry.original.source, destination: key.home)
+            guard key.covers(client), let session = sessions[key] ?? running.machine.session as Session? else {
+                continue
+            }
+            let original = FourTuple(source: client, destination: key.home)
             // The old connection's entry has another host, so it cannot be taken for the next one.
             if let binding = session.binding {
                 guard entry.reply.source == binding.host else { continue }
-                let expected = binding.datapath == .queue ? binding.host : key.home
-                guard entry.original.destination == expected else { continue }
+                let isOwn =
+                    binding.datapath == .kernel
+                    ? entry.original.destination == key.home
+                    : entry.original == session.hostSide ?? FourTuple(source: client, destination: binding.host)
+                guard isOwn else { continue }
             } else {
                 guard entry.original.destination == key.home, entry.reply.source != running.machine.fromHost else {
                     continue
@@ -289,7 +295,7 @@ extension Coordinator {
             }
             if entry.state == .established {
                 if !running.machine.established.contains(original) {
-                    running.note("established", "\(entry.original.source) with \(entry.reply.source)")
+                    running.note("established", "\(client) with \(entry.reply.source)")
                 }
                 advance(running, .established(original))
             } else if !running.machine.reconnected.contains(original), entry.state == .synSent {

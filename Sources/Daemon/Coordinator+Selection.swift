@@ -25,8 +25,8 @@ extension Coordinator {
             throw Problem(kind: .kernelRefused, detail: "\(error)")
         }
         for entry in entries where selection.client?.contains(entry.original.source.address) ?? true {
-            let (home, host) = clientsView(of: entry)
-            let key = key(of: entry.original.source, home: home, scope: selection.scope)
+            let (client, home, host) = clientsView(of: entry)
+            let key = key(of: client, home: home, scope: selection.scope)
             let isMoved = sessions[key]?.binding != nil
             guard selection.isFrom(host) || !isMoved && selection.isFrom(home) else { continue }
             add(key, entry)

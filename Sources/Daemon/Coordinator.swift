@@ -46,6 +46,8 @@ actor Coordinator {
     /// Migrations in the journal whose stopped segments still need user space.
     var standing: [SessionKey: Set<UInt64>] = [:]
     var lastMigration: UInt64 = 0
+    /// When clients' own connections are looked at that have another source port.
+    var directTimer: UInt64?
     /// Reset handshakes, by the four-tuple in which the victim's segments arrive.
     var handshakes: [FourTuple: RunningHandshake] = [:]
     /// Passive migrations, by the four-tuples that are shown to the other side.
@@ -124,10 +126,12 @@ actor Coordinator {
 
     func sessionList() -> SessionList {
         let list = sessions.values.map { session in
-            SessionSummary(
+            var summary = SessionSummary(
                 id: session.id, client: session.key.clientText, home: "\(session.key.home)", host: "\(session.host)",
                 scope: session.key.scope.rawValue, datapath: session.binding?.datapath.rawValue,
                 transits: session.transits.count, migration: latest[session.key])
+            summary.sourcePort = session.binding?.sourcePort
+            return summary
         }
         return SessionList(sessions: list.sorted { ($0.client, $0.home) < ($1.client, $1.home) })
     }
@@ -141,9 +145,9 @@ actor Coordinator {
             let entries = try gateway.conntrack.entries()
             return ConnectionList(
                 connections: entries.map { entry in
-                    let (home, host) = clientsView(of: entry)
+                    let (client, home, host) = clientsView(of: entry)
                     return ConnectionSummary(
-                        client: "\(entry.original.source)", home: "\(home)", host: "\(host)",
+                        client: "\(client)", home: "\(home)", host: "\(host)",
                         state: entry.state.map { "\($0)" } ?? "unknown")
                 })
         } catch {
@@ -260,29 +264,35 @@ actor Coordinator {
         return (behind.count == 1 ? behind.first ?? key.home : key.home, entries)
     }
 
-    /// Home and host of a connection, as its client sees them.
-    func clientsView(of entry: ConnectionEntry) -> (home: Endpoint, host: Endpoint) {
-        let reply = FourTuple(source: entry.original.destination, destination: entry.original.source)
-        if let session = sessions.session(answeredBy: reply) {
-            return (session.key.home, entry.reply.source)
+    /// A connection's client and home, as the client sees them, and its host.
+    func clientsView(of entry: ConnectionEntry) -> (client: Endpoint, home: Endpoint, host: Endpoint) {
+        guard let session = sessions.session(answeredBy: entry.original.reversed) else {
+            return (entry.original.source, entry.original.destination, entry.reply.source)
         }
-        return (entry.original.destination, entry.reply.source)
+        let client = clientEndpoint(of: entry, session)
+        return (client, session.key.home, entry.reply.source)
+    }
+
+    /// The endpoint that a client calls its own, of a connection that may belong to `session`.
+    func clientEndpoint(of entry: ConnectionEntry, _ session: Session) -> Endpoint {
+        session.hostSide == entry.original ? session.key.clientEndpoint : entry.original.source
     }
 
     /// What stands in the way of a request, among the sessions that are there.
     func obstacle(to request: MigrationRequest) -> MigrationFailure? {
-        if let refusal = otherHome(of: request) { return refusal }
+        let refusals = request.hosts.map { otherHome(of: request, at: $0) }
+        if let first = refusals.first, refusals.allSatisfy({ $0 != nil }) { return first }
         return bindingOfOtherScope(request).map { .otherScopeBound(request.session, existing: $0) }
     }
 
     /// A session of the same client that the queue datapath could not tell from this one: a reply names the host and the
-    /// client, not the home.
-    func otherHome(of request: MigrationRequest) -> MigrationFailure? {
-        guard request.datapath == .queue, let host = request.to else { return nil }
+    /// client, not the home. Two single connections are told apart by their source ports.
+    func otherHome(of request: MigrationRequest, at host: Endpoint) -> MigrationFailure? {
+        guard request.datapath == .queue else { return nil }
         let key = request.session
         let other = sessions.sessions(around: key).first {
             $0.binding?.datapath == .queue && $0.binding?.host == host && $0.key.home != key.home
-                && $0.key.sharesClient(with: key)
+                && ($0.key.scope != .connection || key.scope != .connection) && $0.key.sharesClient(with: key)
         }
         return other.map { .hostServesOtherHome(key, host: host, other: $0.key.home) }
     }

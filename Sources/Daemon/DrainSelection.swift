@@ -2,7 +2,7 @@
 
 package import ControlInterface
 package import Migration
-package import Wire
+internal import Wire
 
 /// What a drain's order means: which sessions, to which hosts, how.
 package struct DrainSelection {
@@ -26,6 +26,9 @@ package struct DrainSelection {
     /// Reads a controller's order.
     package init(_ order: DrainOrder, defaultDatapath: Datapath, checksHosts: Bool) throws(MalformedOrder) {
         from = try Self.host(order.from, "--from")
+        if let ports = from.ports, ports.count > 1 {
+            throw MalformedOrder("\(order.from) has several ports: drain one of them, or the address with all of them.")
+        }
         hosts = []
         for each in order.to {
             let weight = each.weight ?? 1
@@ -37,7 +40,7 @@ package struct DrainSelection {
                 throw MalformedOrder(
                     "\(each.host) is not of the address family of \(order.from): name one of the same.")
             }
-            if let host, host.address == from.address, host.port == from.port || from.port == nil {
+            if let host, host.address == from.address, host.ports == from.ports || from.ports == nil {
                 throw MalformedOrder("\(each.host) is the host to be drained: name another to-host.")
             }
             guard !hosts.contains(where: { $0.host == host }) else {
@@ -107,13 +110,11 @@ package struct DrainSelection {
     }
 
     private static func host(_ text: String, _ option: String) throws(MalformedOrder) -> WeightedHost.HostName {
-        if let endpoint = Endpoint(text), endpoint.port != 0, endpoint.address.isUnicast {
-            return WeightedHost.HostName(address: endpoint.address, port: endpoint.port)
+        guard let host = try WeightedHost.HostName(text), host.address.isUnicast else {
+            throw MalformedOrder(
+                "\"\(text)\" is not a host: write 192.0.2.2, 192.0.2.2:80, 192.0.2.2:80-89 or [2001:db8::2]:80.")
         }
-        guard let address = IPAddress(text), address.isUnicast else {
-            throw MalformedOrder("\"\(text)\" is not a host: write 192.0.2.2, 192.0.2.2:80 or [2001:db8::2]:80.")
-        }
-        return WeightedHost.HostName(address: address)
+        return host
     }
 
     private static func named<Name: RawRepresentable<String>>(
@@ -126,6 +127,6 @@ package struct DrainSelection {
 
     /// Whether an endpoint is the from-host.
     func isFrom(_ endpoint: Endpoint) -> Bool {
-        endpoint.address == from.address && (from.port == nil || endpoint.port == from.port)
+        endpoint.address == from.address && (from.ports?.contains(endpoint.port) ?? true)
     }
 }

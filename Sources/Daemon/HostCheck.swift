@@ -2,7 +2,6 @@
 
 internal import CLinuxShims
 internal import Glibc
-internal import Migration
 internal import Wire
 
 /// Asks a host for a TCP connection and ends it at once: does something listen there? A client that is sent to a
@@ -11,13 +10,11 @@ final class HostCheck {
     private let loop: EventLoop
     private var descriptor: Int32
     private var timer: UInt64?
-    private var completion: ((MigrationMachine.HostCheck) -> Void)?
+    private var completion: ((String?) -> Void)?
 
-    /// Starts asking. `completion` is called once, on the loop's thread, possibly before this returns.
-    init(
-        _ host: Endpoint, timeout: UInt64, loop: EventLoop,
-        completion: @escaping (MigrationMachine.HostCheck) -> Void
-    ) {
+    /// Starts asking. `completion` is called once, on the loop's thread, possibly before this returns: with the reason why
+    /// nothing listens there, or nil.
+    init(_ host: Endpoint, timeout: UInt64, loop: EventLoop, completion: @escaping (String?) -> Void) {
         self.loop = loop
         self.completion = completion
         let family = host.address.family == .ipv4 ? AF_INET : AF_INET6
@@ -51,10 +48,10 @@ final class HostCheck {
         let completion = completion
         self.completion = nil
         switch error {
-        case 0: completion?(.listening)
-        case ECONNREFUSED: completion?(.failed(reason: "connection refused"))
-        case ETIMEDOUT: completion?(.failed(reason: "no answer"))
-        default: completion?(.failed(reason: unsafe String(cString: strerror(error))))
+        case 0: completion?(nil)
+        case ECONNREFUSED: completion?("connection refused")
+        case ETIMEDOUT: completion?("no answer")
+        default: completion?(unsafe String(cString: strerror(error)))
         }
     }
 

@@ -87,6 +87,7 @@ package struct ConnectionDocument: Codable, Hashable, Sendable {
     var clientSide: [String]
     var serverSide: [String]
     var phase: ConnectionPhase
+    var probePort: UInt16?
 }
 
 /// A session as it is written down. Replies are not: the kernel's table is read for them.
@@ -98,6 +99,7 @@ package struct SessionDocument: Codable, Hashable, Sendable {
         var host: String
         var lifetime: UInt32
         var migration: UInt64
+        var sourcePort: UInt16?
     }
 
     var id: UInt64
@@ -106,6 +108,8 @@ package struct SessionDocument: Codable, Hashable, Sendable {
     var home: String
     var host: String?
     var datapath: String?
+    var sourcePort: UInt16?
+    var yields: Bool?
     var transits: [TransitDocument]
 }
 
@@ -266,13 +270,16 @@ extension ConnectionDocument {
         clientSide = connection.clientSide.document
         serverSide = connection.serverSide.document
         phase = connection.phase
+        probePort = connection.probePort
     }
 
     var connection: LocatedConnection? {
         guard let client = FourTuple(document: clientSide), let server = FourTuple(document: serverSide) else {
             return nil
         }
-        return LocatedConnection(clientSide: client, serverSide: server, phase: phase)
+        var connection = LocatedConnection(clientSide: client, serverSide: server, phase: phase)
+        connection.probePort = probePort
+        return connection
     }
 }
 
@@ -284,10 +291,13 @@ extension SessionDocument {
         home = "\(session.key.home)"
         host = session.binding.map { "\($0.host)" }
         datapath = session.binding?.datapath.rawValue
+        sourcePort = session.binding?.sourcePort
+        yields = session.yields ? true : nil
         transits = session.transits.map { tuple, standing in
             TransitDocument(
                 source: "\(tuple.source)", destination: "\(tuple.destination)", transit: "\(standing.transit)",
-                host: "\(standing.host)", lifetime: standing.lifetime, migration: standing.migration)
+                host: "\(standing.host)", lifetime: standing.lifetime, migration: standing.migration,
+                sourcePort: standing.sourcePort)
         }
     }
 
@@ -298,7 +308,8 @@ extension SessionDocument {
         var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home), id: id)
         if let host, let datapath {
             guard let host = Endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
-            session.binding = Binding(host: host, datapath: datapath)
+            session.binding = Binding(host: host, datapath: datapath, sourcePort: sourcePort)
+            session.yields = yields ?? false
         }
         let names: [String: Transit] = [
             "frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded, "trailing": .trailing,
@@ -308,7 +319,8 @@ extension SessionDocument {
                 let transit = names[entry.transit]
             else { return nil }
             session.transits[tuple] = StandingTransit(
-                transit: transit, host: host, lifetime: entry.lifetime, migration: entry.migration)
+                transit: transit, host: host, lifetime: entry.lifetime, migration: entry.migration,
+                sourcePort: entry.sourcePort)
         }
         return session
     }

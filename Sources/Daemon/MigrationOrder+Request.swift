@@ -49,17 +49,11 @@ extension MigrationRequest {
         if scope == .connection, port == nil {
             throw MalformedOrder("Scope connection needs the client's port: write it behind the address in --client.")
         }
-        var host: Endpoint?
-        if let text = order.to, text != "home" {
-            if let endpoint = Endpoint(text), endpoint.port != 0 {
-                host = endpoint
-            } else if let address = IPAddress(text) {
-                host = Endpoint(address: address, port: home.port)
-            } else {
-                throw MalformedOrder(
-                    "\"\(text)\" is not a host: write 192.0.2.2, 192.0.2.2:80 or [2001:db8::2]:80 for --to.")
-            }
+        if order.translation != nil, order.to != nil {
+            throw MalformedOrder("A stated translation names the to-host: leave --to out with it.")
         }
+        let hosts = try Self.hosts(order, home: home)
+        let stated = order.translation.flatMap { Endpoint($0.destination) }
         var datapath = defaultDatapath
         if let text = order.datapath {
             guard let named = Datapath(rawValue: text) else {
@@ -68,6 +62,7 @@ extension MigrationRequest {
             datapath = named
         }
         let key = SessionKey(client: client, clientPort: scope == .connection ? port : nil, home: home)
+        let host = stated ?? hosts.first
         for address in [client, home.address, host?.address].compactMap({ $0 }) {
             if !address.isUnicast { throw MalformedOrder(MigrationFailure.unusableAddress(address).description) }
             if address.family != home.address.family {
@@ -76,10 +71,10 @@ extension MigrationRequest {
                         .description)
             }
         }
-        // Home, named by its address, is home.
-        if host == home { host = nil }
         self.init(
-            session: key, to: host, datapath: datapath, passive: order.passive ?? false, checksHost: checksHost)
+            session: key, to: hosts.first, datapath: datapath, passive: order.passive ?? false, checksHost: checksHost)
+        if hosts.count > 1 { candidates = hosts }
+        if let translation = order.translation { try state(translation) }
     }
 }
 
@@ -107,6 +102,7 @@ extension MigrationFailure {
             case .mixedFamilies, .unusableAddress: .malformedRequest
             case .otherScopeBound: .otherScopeBound
             case .hostServesOtherHome: .hostServesOtherHome
+            case .sourcePortTaken, .noSourcePort: .sourcePortTaken
             case .hostNotListening: .hostNotListening
             case .kernelRefused: .kernelRefused
             case .superseded: .superseded

@@ -29,6 +29,8 @@ final class RunningDrain {
     var checks: [HostCheck] = []
     /// What the ports of a to-host have answered, while some have not.
     var answers: [Int: (open: Int, refusal: String?)] = [:]
+    /// To-hosts' endpoints that accepted a connection when they were last asked.
+    var listening: Set<Endpoint> = []
     /// The members' migrations, by number: which member, and whether on its way back.
     var migrations: [UInt64: (member: Int, isReturning: Bool)] = [:]
     /// Each member's latest migration.

@@ -19,7 +19,7 @@ final class RunningMigration {
     var timeline: [TimelineEntry] = []
     var timer: UInt64?
     var waiters: [Waiter] = []
-    var hostCheck: HostCheck?
+    var hostChecks: [HostCheck] = []
     /// Whether more has been done than to look: prepare, ask the to-host, switch.
     var isUnderWay = false
     /// The migration whose lifetime this one ends.
@@ -60,7 +60,7 @@ final class RunningMigration {
         [
             "migration": "\(machine.id)", "client": "\(machine.request.session.clientText)",
             "home": "\(machine.request.session.home)",
-            "to": "\(machine.request.to.map { "\($0)" } ?? "home")",
+            "to": "\(machine.request.destinationText)",
         ]
     }
 

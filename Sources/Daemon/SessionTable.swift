@@ -15,6 +15,10 @@ package struct SessionTable: Sequence {
     private var transitHolders: [FourTuple: SessionKey] = [:]
     /// Whose rewritten connection is answered with this four-tuple.
     private var replyHolders: [FourTuple: SessionKey] = [:]
+    /// Whose host has, or is to have, this four-tuple client → host.
+    private var hostSideHolders: [FourTuple: SessionKey] = [:]
+    /// Clients' own connections with a host, under another source port.
+    package private(set) var direct: Set<SessionKey> = []
 
     package init() {}
 
@@ -37,6 +41,19 @@ package struct SessionTable: Sequence {
 
     /// The session whose rewritten connection is answered with this four-tuple, host → client.
     package func session(answeredBy reply: FourTuple) -> Session? { replyHolders[reply].flatMap { sessions[$0] } }
+
+    /// The session of scope `connection` whose host has this four-tuple, client → host: see `Session.hostSide`.
+    package func session(hostSide tuple: FourTuple) -> Session? { hostSideHolders[tuple].flatMap { sessions[$0] } }
+
+    /// Sessions whose host may have the same four-tuple from the client itself, by a connection that `key` covers.
+    package func sessions(atHostOf key: SessionKey) -> [Session] {
+        let candidates =
+            key.clientPort == nil ? sessions(of: key.client) : session(hostSide: key.original).map { [$0] } ?? []
+        return candidates.filter { session in
+            guard session.key != key, let tuple = session.hostSide else { return false }
+            return tuple.destination == key.home && key.covers(tuple.source)
+        }
+    }
 
     /// Every session of a client, and every session of all clients; all there are when `client` is nil.
     package func sessions(of client: IPAddress?) -> [Session] {
@@ -71,6 +88,10 @@ package struct SessionTable: Sequence {
         for reply in old.replies where new?.replies.contains(reply) != true && replyHolders[reply] == key {
             replyHolders[reply] = nil
         }
+        if let tuple = old.hostSide, new?.hostSide != tuple, hostSideHolders[tuple] == key {
+            hostSideHolders[tuple] = nil
+        }
+        if new?.isDirect != true { direct.remove(key) }
         guard new == nil else { return }
         ofClient[key.client]?.remove(key)
         if ofClient[key.client]?.isEmpty ?? false { ofClient[key.client] = nil }
@@ -82,6 +103,8 @@ package struct SessionTable: Sequence {
         let key = new.key
         for tuple in new.transits.keys where old?.transits[tuple] == nil { transitHolders[tuple] = key }
         for reply in new.replies where old?.replies.contains(reply) != true { replyHolders[reply] = key }
+        if let tuple = new.hostSide { hostSideHolders[tuple] = key }
+        if new.isDirect { direct.insert(key) }
         guard old == nil else { return }
         ofClient[key.client, default: []].insert(key)
         ofEndpoint[key.clientEndpoint, default: []].insert(key)

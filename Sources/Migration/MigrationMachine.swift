@@ -4,9 +4,9 @@ public import Wire
 
 /// What must happen next in one migration, given what has happened. Opens no socket, reads no clock.
 ///
-///     requested ─► locating ─► preparing ─► checking ─► locating again ─► switching ─► forgetting │ resetting ─► finished
-///         │            │           │            │              │               │                  │  (standing guard)
-///         └────────────┴───────────┴────────────┴──────────────┴───────────────┴─► failed         └ the point of no return
+///     requested ─► locating ─► preparing ─► checking ─► locating again ─► placing ─► switching ─► forgetting │ resetting ─► finished
+///         │            │           │            │              │             │           │                   │  (standing guard)
+///         └────────────┴───────────┴────────────┴──────────────┴─────────────┴───────────┴─► failed          └ the point of no return
 ///
 /// Everything before the point of no return can be taken back without a trace, and is, when a step fails. The
 /// conntrack entry is the last thing to hold the old translation: once it is forgotten the old connection cannot go on.
@@ -19,6 +19,8 @@ public struct MigrationMachine: Sendable {
         case prepared(to: Endpoint?)
         case prepareFailed(reason: String)
         case checked(HostCheck)
+        case placed(Placement)
+        case placeFailed(MigrationFailure)
         case installed
         case installFailed(reason: String)
         case forgotten
@@ -40,8 +42,10 @@ public struct MigrationMachine: Sendable {
         case locate
         /// Have the to-host prepared: started, given the state it needs.
         case prepare
-        /// See whether this host accepts TCP connections.
-        case check(Endpoint)
+        /// See which of these endpoints of the to-host accept TCP connections.
+        case check([Endpoint])
+        /// Choose one of these endpoints of the to-host (none: home), and the source port that it is to see.
+        case place([Endpoint], [LocatedConnection])
         /// Bring the gateway from the first state of the session to the second: flow rules, then the table.
         case install(from: Session, to: Session)
         /// Delete the conntrack entries of these connections.
@@ -53,9 +57,10 @@ public struct MigrationMachine: Sendable {
         case finish(MigrationOutcome)
     }
 
-    /// The answer of the to-host to a connection attempt.
+    /// The answer of the to-host to connection attempts.
     public enum HostCheck: Hashable, Sendable {
-        case listening
+        /// These endpoints have accepted one; at least one of those that were to be asked.
+        case listening([Endpoint])
         case failed(reason: String)
     }
 
@@ -83,7 +88,7 @@ public struct MigrationMachine: Sendable {
     }
 
     private enum State: Sendable {
-        case idle, locating, preparing, checking, locatingAgain, switching, forgetting, resetting, finished
+        case idle, locating, preparing, checking, locatingAgain, placing, switching, forgetting, resetting, finished
     }
 
     public let id: UInt64
@@ -130,7 +135,7 @@ public struct MigrationMachine: Sendable {
             case .proven, .unproven, .superseded: true
             case .failed, nil: false
             }
-        case .idle, .locating, .preparing, .checking, .locatingAgain, .switching: false
+        case .idle, .locating, .preparing, .checking, .locatingAgain, .placing, .switching: false
         }
     }
 
@@ -155,14 +160,19 @@ public struct MigrationMachine: Sendable {
             return prepared(chosen)
         case (.preparing, .prepareFailed(let reason)):
             return fail(.notPrepared(request.session, reason: reason))
-        case (.checking, .checked(.listening)):
+        case (.checking, .checked(.listening(let hosts))):
             // The check takes its time, and the client may have opened connections meanwhile.
+            if !request.candidates.isEmpty { request.candidates = hosts }
             state = .locatingAgain
             return [.locate]
         case (.locatingAgain, .located(let connections)):
             return locatedAgain(connections)
         case (.checking, .checked(.failed(let reason))):
             return fail(.hostNotListening(request.to ?? request.session.home, reason: reason))
+        case (.placing, .placed(let placement)):
+            return switchOver(to: placement)
+        case (.placing, .placeFailed(let failure)):
+            return fail(failure)
         case (.switching, .installed):
             state = .forgetting
             return [.forget(connections)]
@@ -176,7 +186,7 @@ public struct MigrationMachine: Sendable {
         case (.resetting, _), (.finished, _):
             return whileStanding(event, at: now)
         case (.locating, .superseded), (.preparing, .superseded), (.checking, .superseded),
-            (.locatingAgain, .superseded), (.idle, .superseded):
+            (.locatingAgain, .superseded), (.placing, .superseded), (.idle, .superseded):
             return fail(.superseded(request.session))
         default:
             return []
@@ -189,41 +199,45 @@ public struct MigrationMachine: Sendable {
         connections = found
         if let first = found.first { fromHost = first.serverSide.destination }
         if isUnknown { return fail(.unknownConnection(request.session)) }
-        let target = request.to ?? request.session.home
         let served = session.binding?.host ?? fromHost
-        if request.to == nil ? session.binding == nil : served == target {
-            return fail(.alreadyThere(request.session, host: target))
-        }
+        let isThere = request.to == nil ? session.binding == nil || session.isDirect : request.hosts.contains(served)
+        if isThere { return fail(.alreadyThere(request.session, host: served)) }
         if request.prepares {
             state = .preparing
             return [.prepare]
         }
-        guard request.checksHost, let host = request.to else { return switchOver() }
+        guard request.checksHost, request.to != nil else { return place() }
         state = .checking
-        return [.check(host)]
+        return [.check(request.hosts)]
     }
 
     /// The preparation takes its time too: what it was made for is looked at again.
     private mutating func prepared(_ chosen: Endpoint?) -> [Effect] {
         if let chosen {
             request.to = chosen
+            request.candidates = []
             if chosen == (session.binding?.host ?? fromHost) {
                 return fail(.alreadyThere(request.session, host: chosen))
             }
         }
-        guard request.checksHost, let host = request.to else {
+        guard request.checksHost, request.to != nil else {
             state = .locatingAgain
             return [.locate]
         }
         state = .checking
-        return [.check(host)]
+        return [.check(request.hosts)]
     }
 
     private mutating func locatedAgain(_ found: [LocatedConnection]) -> [Effect] {
         connections = found
         if let first = found.first { fromHost = first.serverSide.destination }
         if isUnknown { return fail(.unknownConnection(request.session)) }
-        return switchOver()
+        return place()
+    }
+
+    private mutating func place() -> [Effect] {
+        state = .placing
+        return [.place(request.hosts, connections)]
     }
 
     /// Whether there is nothing to move. A whole service may be bound before its first client comes.
@@ -232,11 +246,25 @@ public struct MigrationMachine: Sendable {
     }
 
     /// One transaction: binding and transits in both directions, and whatever stood against the new host goes.
-    private mutating func switchOver() -> [Effect] {
+    private mutating func switchOver(to placement: Placement) -> [Effect] {
         state = .switching
         let before = session
         let leaving = session.host
-        session.binding = request.to.map { Binding(host: $0, datapath: request.datapath) }
+        if request.to == nil {
+            // A home that sees another session's connection in the client's name sees this one under another port.
+            session.binding = placement.sourcePort.map {
+                Binding(host: placement.host, datapath: .queue, sourcePort: $0)
+            }
+        } else {
+            request.to = placement.host
+            request.candidates = []
+            session.binding = Binding(
+                host: placement.host, datapath: request.datapath, sourcePort: placement.sourcePort)
+        }
+        session.yields = placement.yields
+        for index in connections.indices {
+            connections[index].probePort = placement.probePorts[connections[index].clientSide]
+        }
         for tuple in session.transits(against: request.to ?? request.session.home) { session.transits[tuple] = nil }
         session.replies = session.replies.filter { $0.source != leaving }
         for connection in connections {
@@ -263,8 +291,9 @@ public struct MigrationMachine: Sendable {
     /// In passive mode: the tuple in which the client's next segment is shown to the to-host.
     public func passiveProbe(for connection: LocatedConnection) -> FourTuple? {
         guard request.passive else { return nil }
-        let host = request.to ?? session.key.home
-        return FourTuple(source: connection.serverSide.source, destination: host)
+        var source = connection.serverSide.source
+        source.port = connection.probePort ?? source.port
+        return FourTuple(source: source, destination: request.to ?? session.key.home)
     }
 
     private mutating func fail(_ failure: MigrationFailure) -> [Effect] {

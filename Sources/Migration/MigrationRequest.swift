@@ -5,8 +5,12 @@ public import Wire
 /// What a controller asks for: this session, to that host.
 public struct MigrationRequest: Hashable, Sendable {
     public var session: SessionKey
-    /// The to-host, or nil for home.
+    /// The to-host, or nil for home. Of several candidates the first, until one is chosen.
     public var to: Endpoint?
+    /// Endpoints of the to-host of which one is to be chosen, when it has offered a range of ports; empty otherwise.
+    public var candidates: [Endpoint] = []
+    /// The client's port as the to-host is to see it, where the controller has stated the translation.
+    public var sourcePort: UInt16?
     /// Who carries the session's packets afterwards. Without meaning for a migration home.
     public var datapath: Datapath
     /// Whether the client is left alone until it speaks.
@@ -25,6 +29,18 @@ public struct MigrationRequest: Hashable, Sendable {
         self.passive = passive
         self.checksHost = checksHost
     }
+}
+
+extension MigrationRequest {
+    /// The to-host as it is told to others: `home`, an endpoint, or an address with the ports of which one is chosen.
+    public var destinationText: String {
+        guard let to else { return "home" }
+        guard candidates.count > 1, let last = candidates.last else { return "\(to)" }
+        return "\(to)-\(last.port)"
+    }
+
+    /// Every endpoint that the to-host may turn out to be; empty for home.
+    public var hosts: [Endpoint] { candidates.isEmpty ? to.map { [$0] } ?? [] : candidates }
 }
 
 /// What is known of a TCP connection's state before it is moved (RFC 9293 section 3.3.2, as conntrack follows it).
@@ -48,6 +64,9 @@ public struct LocatedConnection: Hashable, Sendable {
     /// Client → from-host, as on the wire on the servers' side: after everybody's NAT.
     public var serverSide: FourTuple
     public var phase: ConnectionPhase
+    /// In passive mode: the port from which the client's next segment is shown to the to-host; nil for the one of `serverSide`,
+    /// which another connection may have there.
+    public var probePort: UInt16?
 
     public init(clientSide: FourTuple, serverSide: FourTuple, phase: ConnectionPhase) {
         self.clientSide = clientSide
@@ -70,6 +89,10 @@ public enum MigrationFailure: Error, Hashable, Sendable {
     case otherScopeBound(SessionKey, existing: Scope)
     /// In the queue datapath a reply does not tell which of two homes it is for.
     case hostServesOtherHome(SessionKey, host: Endpoint, other: Endpoint)
+    /// The stated translation would give two connections of the host the same four-tuple (client → host).
+    case sourcePortTaken(SessionKey, FourTuple)
+    /// Every port that could stand in for the client's has a connection with that host.
+    case noSourcePort(SessionKey, host: Endpoint)
     /// The to-host does not accept connections.
     case hostNotListening(Endpoint, reason: String)
     /// The kernel refused a change; what had been changed was taken back.
@@ -110,6 +133,11 @@ extension MigrationFailure: CustomStringConvertible {
         case .hostServesOtherHome(let key, let host, let other):
             "\(host) already serves \(key.client.map { "\($0)" } ?? "clients") for \(other) in the queue datapath, which cannot tell the two apart: use "
                 + "--datapath kernel, or another port of that host."
+        case .sourcePortTaken(let key, let tuple):
+            "\(tuple.source) has another connection with \(tuple.destination), so the stated translation of \(key) is not "
+                + "possible: state another source port."
+        case .noSourcePort(let key, let host):
+            "No source port is free for \(key) at \(host): name another port of that host, or another host."
         case .hostNotListening(let host, let reason):
             "The to-host \(host) does not accept connections (\(reason)): start the service there first."
         case .kernelRefused(let key, let reason):

@@ -6,24 +6,27 @@ public import Wire
 
 extension Session {
     /// Whether the next connection of its client may come from another port and belong to it all the same.
-    public var isFollowing: Bool { binding != nil && key.scope == .connection }
+    public var isFollowing: Bool { binding != nil && key.scope == .connection && !isDirect }
 
     /// Whether this four-tuple client → home is one that the session is bound to now, not one it has left.
     func isPresent(_ tuple: FourTuple) -> Bool {
         key.clientPort == nil || key.clientPort == tuple.source.port
     }
 
-    /// The session once its client has begun its next connection from another port. Where user space carries the
-    /// segments, the end of the connection before it (a FIN that is still to be acknowledged) is carried on for `tail`
-    /// seconds.
-    public func following(to port: UInt16, tail: UInt32) -> Session {
+    /// The session once its client has begun its next connection from another port, which the host sees as `sourcePort`
+    /// (nil: as it is). Where user space carries the segments, the end of the connection before it (a FIN that is still
+    /// to be acknowledged) is carried on for `tail` seconds.
+    public func following(to port: UInt16, sourcePort: UInt16? = nil, tail: UInt32) -> Session {
         var next = self
         let left = key.original
         next.key.clientPort = port
+        // The old one was found, or stated, for the old port.
+        next.binding?.sourcePort = sourcePort
+        next.yields = false
         next.endTransit(of: next.key.original)
         if let binding, binding.datapath == .queue, transits[left] == nil {
             next.transits[left] = StandingTransit(
-                transit: .trailing, host: binding.host, lifetime: tail, migration: 0)
+                transit: .trailing, host: binding.host, lifetime: tail, migration: 0, sourcePort: binding.sourcePort)
         }
         return next
     }
@@ -31,7 +34,7 @@ extension Session {
     /// Nothing more is held against the segments of this four-tuple client → home: another connection begins on it.
     public mutating func endTransit(of tuple: FourTuple) {
         guard let standing = transits.removeValue(forKey: tuple), standing.transit == .trailing else { return }
-        replies.remove(FourTuple(source: standing.host, destination: tuple.source))
+        replies.remove(standing.reply(to: tuple.source))
     }
 }
 
@@ -73,9 +76,11 @@ public struct ReconnectCredits: Sendable {
     }
 
     /// Decides about a SYN with this four-tuple client → home. `isOpen`: the connection is there already, and this is its
-    /// SYN once more. `owes` says of a session whether its connection has gone; the oldest that owes one takes this one.
+    /// SYN once more. `owes` says of a session whether its connection has gone; the oldest that owes one takes this one, and
+    /// `place` says as which port its host is to see the client's (nil: as it is).
     public mutating func decide(
-        _ tuple: FourTuple, isOpen: Bool, owes: (Session) throws -> Bool
+        _ tuple: FourTuple, isOpen: Bool, owes: (Session) throws -> Bool,
+        place: (Session) throws -> UInt16? = { _ in nil }
     ) rethrows -> Decision {
         let client = tuple.source
         let key = SessionKey(client: client.address, clientPort: client.port, home: tuple.destination)
@@ -84,10 +89,11 @@ public struct ReconnectCredits: Sendable {
         // Another connection begins on this four-tuple, whoever serves it.
         for place in holders.removeValue(forKey: tuple) ?? [] { sessions[place].endTransit(of: tuple) }
         guard let taker else { return .unbound }
+        let sourcePort = try place(sessions[taker])
         keys.remove(sessions[taker].key)
         keys.insert(key)
         holders[sessions[taker].key.original, default: []].insert(taker)
-        sessions[taker] = sessions[taker].following(to: client.port, tail: tail)
+        sessions[taker] = sessions[taker].following(to: client.port, sourcePort: sourcePort, tail: tail)
         return .follows(sessions[taker])
     }
 
@@ -109,16 +115,6 @@ public struct ReconnectCredits: Sendable {
 extension SessionChange {
     /// The changes of several sessions as one.
     public init(_ changes: [(from: Session, to: Session)]) {
-        self.init()
-        for (from, to) in changes {
-            let change = SessionChange(from: from, to: to)
-            removedElements += change.removedElements
-            addedElements += change.addedElements
-            setFlows += change.setFlows
-            removedFlows += change.removedFlows
-        }
-        // What one session leaves, another may have taken.
-        let taken = Set(setFlows.map(\.key))
-        removedFlows.removeAll { taken.contains($0) }
+        self.init(joining: changes.map { SessionChange(from: $0.from, to: $0.to) })
     }
 }

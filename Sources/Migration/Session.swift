@@ -52,10 +52,14 @@ public struct SessionKey: Hashable, Sendable {
 public struct Binding: Hashable, Sendable {
     public var host: Endpoint
     public var datapath: Datapath
+    /// The client's port as the host sees it; nil for its own, and in the kernel datapath also where the kernel chooses it.
+    /// Scope `connection` only.
+    public var sourcePort: UInt16?
 
-    public init(host: Endpoint, datapath: Datapath) {
+    public init(host: Endpoint, datapath: Datapath, sourcePort: UInt16? = nil) {
         self.host = host
         self.datapath = datapath
+        self.sourcePort = sourcePort
     }
 }
 
@@ -81,12 +85,22 @@ public struct StandingTransit: Hashable, Sendable {
     public var lifetime: UInt32
     /// Which installation this is: a new one of the same tuple starts its lifetime anew.
     public var migration: UInt64
+    /// Of a trailing connection: the client's port as the host sees it; nil for its own.
+    public var sourcePort: UInt16?
 
-    public init(transit: Transit, host: Endpoint, lifetime: UInt32, migration: UInt64) {
+    public init(
+        transit: Transit, host: Endpoint, lifetime: UInt32, migration: UInt64, sourcePort: UInt16? = nil
+    ) {
         self.transit = transit
         self.host = host
         self.lifetime = lifetime
         self.migration = migration
+        self.sourcePort = sourcePort
+    }
+
+    /// What the host's reply to a segment from `client` has as its endpoints.
+    func reply(to client: Endpoint) -> FourTuple {
+        FourTuple(source: host, destination: Endpoint(address: client.address, port: sourcePort ?? client.port))
     }
 }
 
@@ -103,6 +117,8 @@ public struct Session: Hashable, Sendable {
     public var transits: [FourTuple: StandingTransit]
     /// Reply tuples (host → client) that the kernel has learnt for this session's rewritten connections.
     public var replies: Set<FourTuple>
+    /// Whether another session decides about the four-tuple `hostSide`: see `watched`.
+    public var yields = false
 
     public init(key: SessionKey, id: UInt64 = 0, binding: Binding? = nil) {
         self.id = id
@@ -117,6 +133,28 @@ public struct Session: Hashable, Sendable {
 
     /// The host that serves the session now.
     public var host: Endpoint { binding?.host ?? key.home }
+
+    /// Client → host as the host has it from a session of scope `connection`: where user space carries it, and where a
+    /// controller has stated it. Elsewhere the kernel's NAT chooses.
+    public var hostSide: FourTuple? {
+        guard let binding, let client = key.client, let port = key.clientPort,
+            binding.datapath == .queue || binding.sourcePort != nil
+        else { return nil }
+        let source = Endpoint(address: client, port: binding.sourcePort ?? port)
+        return FourTuple(source: source, destination: binding.host)
+    }
+
+    /// What conntrack has as the original four-tuple of this session's connection: user space translates before conntrack
+    /// looks, the kernel's NAT behind it. Of scope `connection`.
+    public var tracked: FourTuple { binding?.datapath == .queue ? hostSide ?? key.original : key.original }
+
+    /// The client may open a connection of its own to the host with the very four-tuple that the host has from this
+    /// session. Its SYN is held, so that one of the two gets another source port.
+    public var watched: FourTuple? { isDirect || yields || binding?.datapath == .kernel ? nil : hostSide }
+
+    /// Whether this is a client's own connection with its home, which has another source port there because a session of the
+    /// same client has its own.
+    public var isDirect: Bool { binding?.host == key.home }
 
     /// What this session contributes to our nftables table, with each element's lifetime (nil: for ever).
     public func elements() -> [TableElement: UInt32?] {
@@ -133,7 +171,12 @@ public struct Session: Hashable, Sendable {
         for reply in replies { elements[.reply(reply)] = .some(nil) }
         guard let binding else { return elements }
         switch (binding.datapath, key.scope) {
-        case (.kernel, .connection): elements[.connection(key.original, host: binding.host)] = .some(nil)
+        case (.kernel, .connection):
+            elements[.connection(key.original, host: binding.host)] = .some(nil)
+            if let port = binding.sourcePort {
+                let source = Endpoint(address: key.clientEndpoint.address, port: port)
+                elements[.source(key.original, as: source)] = .some(nil)
+            }
         case (.kernel, .client):
             elements[.client(key.clientEndpoint.address, home: key.home, host: binding.host)] = .some(nil)
         case (.kernel, .service): elements[.service(home: key.home, host: binding.host)] = .some(nil)
@@ -142,7 +185,8 @@ public struct Session: Hashable, Sendable {
         case (.queue, .client):
             elements[.divertClient(client: key.clientEndpoint.address, home: key.home)] = .some(nil)
         }
-        if key.scope == .connection, let client = key.client {
+        if let watched { elements[.divert(watched, .queue)] = .some(nil) }
+        if isFollowing, let client = key.client {
             elements[.credit(client: client, home: key.home)] = .some(nil)
         }
         if binding.datapath == .queue {
@@ -158,15 +202,16 @@ public struct Session: Hashable, Sendable {
     /// What this session contributes to the flow table of every queue thread.
     public func flows() -> [FlowKey: FlowRule] {
         var flows: [FlowKey: FlowRule] = [:]
-        if binding != nil, key.scope == .connection {
+        if isFollowing {
             flows[FlowKey(stage: .prerouting, tuple: key.original).anyPort] = .holdSYN(.pass)
         }
         let passage: Passage
         if let binding, binding.datapath == .queue {
-            passage = .translateDestination(binding.host)
+            passage = .translateDestination(binding.host, clientPort: binding.sourcePort ?? 0)
             flows[FlowKey(stage: .prerouting, tuple: key.original)] = .passage(passage)
-            let reply = FourTuple(source: binding.host, destination: key.clientEndpoint)
-            flows[FlowKey(stage: .postrouting, tuple: reply)] = .passage(.translateSource(key.home))
+            flows[FlowKey(stage: .postrouting, tuple: reply(from: binding.host))] = .passage(
+                .translateSource(key.home, clientPort: binding.sourcePort == nil ? 0 : key.clientPort ?? 0))
+            if let watched { flows[FlowKey(stage: .prerouting, tuple: watched)] = .holdSYN(.pass) }
         } else {
             passage = .pass
             // A wider binding may bring this session's packets into a queue, which they pass as they are.
@@ -182,14 +227,20 @@ public struct Session: Hashable, Sendable {
             // A port that the session has left is any other port: who opens from there may be owed a connection, or not.
             case .awaitingSYN: flows[flow] = isPresent(tuple) ? .awaitSYN(passage) : .awaitDecision
             case .trailing:
-                flows[flow] = .holdSYN(.translateDestination(standing.host))
-                let reply = FlowKey(
-                    stage: .postrouting, tuple: FourTuple(source: standing.host, destination: tuple.source))
-                flows[reply] = .passage(.translateSource(key.home))
+                flows[flow] = .holdSYN(.translateDestination(standing.host, clientPort: standing.sourcePort ?? 0))
+                let reply = FlowKey(stage: .postrouting, tuple: standing.reply(to: tuple.source))
+                flows[reply] = .passage(
+                    .translateSource(key.home, clientPort: standing.sourcePort == nil ? 0 : tuple.source.port))
             case .guarded: break
             }
         }
         return flows
+    }
+
+    /// What the replies of this session's connections have as endpoints; with port 0 where any port of the client is meant, and
+    /// the unspecified address for any client.
+    private func reply(from host: Endpoint) -> FourTuple {
+        hostSide?.reversed ?? FourTuple(source: host, destination: key.clientEndpoint)
     }
 
     /// The from-host's transits that would stop the host `host` from serving this session.
@@ -234,7 +285,9 @@ public struct SessionChange: Sendable {
         removedElements = changes.flatMap(\.removedElements)
         addedElements = changes.flatMap(\.addedElements)
         setFlows = changes.flatMap(\.setFlows)
-        removedFlows = changes.flatMap(\.removedFlows)
+        // What one session leaves, another may have taken.
+        let taken = Set(setFlows.map(\.key))
+        removedFlows = changes.flatMap(\.removedFlows).filter { !taken.contains($0) }
     }
 
     public var isEmpty: Bool {

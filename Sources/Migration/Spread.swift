@@ -14,22 +14,26 @@ public struct WeightedHost: Hashable, Sendable {
         self.weight = weight
     }
 
-    /// A to-host as it is named: an address keeps the home's port.
+    /// A to-host as it is named: an address keeps the home's port, a range of ports leaves the choice.
     public struct HostName: Hashable, Sendable, CustomStringConvertible {
         public var address: IPAddress
         /// nil for the home's port.
-        public var port: UInt16?
+        public var ports: ClosedRange<UInt16>?
 
-        public init(address: IPAddress, port: UInt16? = nil) {
+        public init(address: IPAddress, ports: ClosedRange<UInt16>? = nil) {
             self.address = address
-            self.port = port
+            self.ports = ports
         }
 
-        /// The endpoint that serves sessions of `home`.
-        public func endpoint(for home: Endpoint) -> Endpoint { Endpoint(address: address, port: port ?? home.port) }
+        /// The endpoints of which one serves a session of `home`; at least one.
+        public func endpoints(for home: Endpoint) -> [Endpoint] {
+            (ports ?? home.port...home.port).map { Endpoint(address: address, port: $0) }
+        }
 
         public var description: String {
-            port.map { "\(Endpoint(address: address, port: $0))" } ?? "\(address)"
+            guard let ports else { return "\(address)" }
+            let first = "\(Endpoint(address: address, port: ports.lowerBound))"
+            return ports.count == 1 ? first : "\(first)-\(ports.upperBound)"
         }
     }
 }

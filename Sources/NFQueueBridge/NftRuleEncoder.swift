@@ -58,7 +58,12 @@ struct NftRuleEncoder {
         case .translateDestination(let key, let map):
             load(key, to: rule)
             lookUp(map.description, into: Self.firstRegister, to: rule)
-            translateDestination(key.family, to: rule)
+            translate(NFT_NAT_DNAT, key.family, to: rule)
+        case .translateSource(let family, let map):
+            require(protocol: UInt8(IPPROTO_TCP), to: rule)
+            loadOriginal(family, to: rule)
+            lookUp(map.description, into: Self.firstRegister, to: rule)
+            translate(NFT_NAT_SNAT, family, to: rule)
         case .setMark(let mark):
             let value = NftExpression("immediate")
             value.set(NFTNL_EXPR_IMM_DREG, Self.firstRegister)
@@ -100,6 +105,25 @@ struct NftRuleEncoder {
                 load(base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: offset, length: 2, into: register, to: rule)
                 register += 1
             }
+        }
+    }
+
+    /// The four-tuple of the connection's original direction, as conntrack has it. A connection of the other family ends the
+    /// rule.
+    private func loadOriginal(_ family: AddressFamily, to rule: borrowing NftRule) {
+        let (source, destination) =
+            family == .ipv4 ? (NFT_CT_SRC_IP, NFT_CT_DST_IP) : (NFT_CT_SRC_IP6, NFT_CT_DST_IP6)
+        let addressRegisters: UInt32 = family == .ipv4 ? 1 : 4
+        var register = Self.firstRegister
+        for (key, registers) in [
+            (source, addressRegisters), (NFT_CT_PROTO_SRC, 1), (destination, addressRegisters), (NFT_CT_PROTO_DST, 1),
+        ] {
+            let expression = NftExpression("ct")
+            expression.set(NFTNL_EXPR_CT_KEY, UInt32(key.rawValue))
+            expression.set(NFTNL_EXPR_CT_DREG, register)
+            expression.set(NFTNL_EXPR_CT_DIR, UInt8(IP_CT_DIR_ORIGINAL.rawValue))
+            rule.append(expression)
+            register += registers
         }
     }
 
@@ -167,10 +191,10 @@ struct NftRuleEncoder {
     }
 
     /// The map's value is address, then port, from the first register on.
-    private func translateDestination(_ family: AddressFamily, to rule: borrowing NftRule) {
+    private func translate(_ kind: nft_nat_types, _ family: AddressFamily, to rule: borrowing NftRule) {
         let portRegister = Self.firstRegister + (family == .ipv4 ? 1 : 4)
         let expression = NftExpression("nat")
-        expression.set(NFTNL_EXPR_NAT_TYPE, UInt32(NFT_NAT_DNAT.rawValue))
+        expression.set(NFTNL_EXPR_NAT_TYPE, UInt32(kind.rawValue))
         expression.set(NFTNL_EXPR_NAT_FAMILY, UInt32(family == .ipv4 ? NFPROTO_IPV4 : NFPROTO_IPV6))
         expression.set(NFTNL_EXPR_NAT_REG_ADDR_MIN, Self.firstRegister)
         expression.set(NFTNL_EXPR_NAT_REG_PROTO_MIN, portRegister)

@@ -54,10 +54,12 @@ public struct FlowKey: Hashable, Sendable {
 public enum Passage: Hashable, Sendable {
     /// Unchanged.
     case pass
-    /// To another endpoint: from the client to the host that serves the session.
-    case translateDestination(Endpoint)
-    /// In another endpoint's name: from the serving host to the client, with the home as source.
-    case translateSource(Endpoint)
+    /// To another endpoint: from the client to the host that serves the session. `clientPort`: the source port that the
+    /// host sees; 0 for the client's own.
+    case translateDestination(Endpoint, clientPort: UInt16 = 0)
+    /// In another endpoint's name: from the serving host to the client, with the home as source. `clientPort`: the client's
+    /// own port; 0 where the host sees that.
+    case translateSource(Endpoint, clientPort: UInt16 = 0)
 }
 
 /// What becomes of the segments of one flow.

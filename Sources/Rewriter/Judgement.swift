@@ -135,14 +135,14 @@ extension FlowTable {
         switch passage {
         case .pass:
             return Judgement(.accept, note: .none)
-        case .translateDestination(let endpoint):
+        case .translateDestination(let endpoint, let clientPort):
             guard isWhole else { return Judgement(.drop, note: .truncated) }
-            guard tcp.rewriteDestination(to: endpoint, in: &packet, checksum: checksum)
+            guard tcp.rewriteDestination(to: endpoint, otherPort: clientPort, in: &packet, checksum: checksum)
             else { return Judgement(.drop, note: .otherFamily) }
             return Judgement(.acceptRewritten, note: .none, learnsReply: true)
-        case .translateSource(let endpoint):
+        case .translateSource(let endpoint, let clientPort):
             guard isWhole else { return Judgement(.drop, note: .truncated) }
-            guard tcp.rewriteSource(to: endpoint, in: &packet, checksum: checksum)
+            guard tcp.rewriteSource(to: endpoint, otherPort: clientPort, in: &packet, checksum: checksum)
             else { return Judgement(.drop, note: .otherFamily) }
             return Judgement(.acceptRewritten, note: .none)
         }
@@ -167,16 +167,16 @@ extension FlowTable {
         switch passage {
         case .pass:
             return Judgement(.accept, note: .icmp)
-        case .translateDestination(let endpoint):
+        case .translateDestination(let endpoint, let clientPort):
             guard isWhole, error.isWhole(in: packet.span) else { return Judgement(.drop, note: .truncated) }
             isTranslated = error.rewriteQuotedSource(
-                to: endpoint, andDestination: true, in: &packet, checksum: checksum)
-        case .translateSource(let endpoint):
+                to: endpoint, otherPort: clientPort, andDestination: true, in: &packet, checksum: checksum)
+        case .translateSource(let endpoint, let clientPort):
             guard isWhole, error.isWhole(in: packet.span) else { return Judgement(.drop, note: .truncated) }
             // The host must not show itself; a router on the way to it speaks in its own name.
             let isFromHost = error.ip.source(in: packet.span) == quoted.destination.address
             isTranslated = error.rewriteQuotedDestination(
-                to: endpoint, andSource: isFromHost, in: &packet, checksum: checksum)
+                to: endpoint, otherPort: clientPort, andSource: isFromHost, in: &packet, checksum: checksum)
         }
         return isTranslated ? Judgement(.acceptRewritten, note: .icmp) : Judgement(.drop, note: .otherFamily)
     }

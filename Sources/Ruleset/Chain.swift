@@ -11,6 +11,7 @@ public enum ChainName: String, Hashable, Sendable, CaseIterable {
     case preroutingNAT = "prerouting_nat"
     case output
     case postrouting
+    case postroutingNAT = "postrouting_nat"
 }
 
 /// Where a base chain hangs in the packet's path.
@@ -96,6 +97,9 @@ public enum Statement: Hashable, Sendable {
     case update(set: SetName, PacketKey)
     /// Destination NAT to the address and port that a map has for the key.
     case translateDestination(PacketKey, map: SetName)
+    /// Source NAT to the address and port that a map has for the four-tuple with which the connection's first packet came,
+    /// before any translation.
+    case translateSource(AddressFamily, map: SetName)
     /// Gives the packet this fwmark.
     case setMark(UInt32)
     /// Keeps conntrack from looking at the packet.

@@ -55,6 +55,9 @@ public struct ElementForm: Hashable, Sendable {
         case .service(let home, let host):
             (purpose, parts) = (.service, Parts(home))
             value = .octets(try Parts(host).octets(of: home.address.family, in: element))
+        case .source(let tuple, let source):
+            (purpose, parts) = (.source, Parts(tuple))
+            value = .octets(try Parts(source).octets(of: tuple.source.address.family, in: element))
         case .guarded(let tuple): (purpose, parts) = (.guarded, Parts(tuple))
         case .reply(let tuple): (purpose, parts) = (.replies, Parts(tuple))
         case .icmpHome(let address): (purpose, parts) = (.icmpHome, Parts(address))
@@ -86,13 +89,16 @@ public struct ElementForm: Hashable, Sendable {
             guard value == .goTo(.enqueue), let home = key.endpoint() else { return nil }
             element = .divertService(home: home)
         case .connection:
-            guard let tuple = key.fourTuple(), let host = hostOfValue else { return nil }
+            guard let tuple = key.fourTuple(), let host = endpointOfValue else { return nil }
             element = .connection(tuple, host: host)
+        case .source:
+            guard let tuple = key.fourTuple(), let source = endpointOfValue else { return nil }
+            element = .source(tuple, as: source)
         case .client:
-            guard let client = key.address(), let home = key.endpoint(), let host = hostOfValue else { return nil }
+            guard let client = key.address(), let home = key.endpoint(), let host = endpointOfValue else { return nil }
             element = .client(client, home: home, host: host)
         case .service:
-            guard let home = key.endpoint(), let host = hostOfValue else { return nil }
+            guard let home = key.endpoint(), let host = endpointOfValue else { return nil }
             element = .service(home: home, host: host)
         case .guarded: element = key.fourTuple().map { .guarded($0) }
         case .replies: element = key.fourTuple().map { .reply($0) }
@@ -102,7 +108,7 @@ public struct ElementForm: Hashable, Sendable {
         return key.isAtEnd ? element : nil
     }
 
-    private var hostOfValue: Endpoint? {
+    private var endpointOfValue: Endpoint? {
         guard case .octets(let octets) = value else { return nil }
         var reader = OctetReader(octets[...], family: set.family)
         guard let host = reader.endpoint(), reader.isAtEnd else { return nil }

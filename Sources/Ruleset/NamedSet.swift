@@ -50,6 +50,8 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
         case client
         /// Map: home, to host. The same for the connections of every client.
         case service
+        /// Map: four-tuple client → home, to the client's endpoint as the host is to see it. Only where a controller has said so.
+        case source
         /// Set: four-tuples of the kernel's own RSTs, towards the host that is guarded against.
         case guarded
         /// Set: four-tuples host → client of connections that user space rewrites; learnt from packets.
@@ -109,14 +111,14 @@ public struct NamedSet: Hashable, Sendable {
         let fourTuple = [address, .service, address, .service]
         self.name = name
         switch name.purpose {
-        case .divert, .connection, .guarded, .replies: key = fourTuple
+        case .divert, .connection, .source, .guarded, .replies: key = fourTuple
         case .credit, .divertClient, .client: key = [address, address, .service]
         case .divertService, .service: key = [address, .service]
         case .icmpHome, .icmpPeer: key = [address]
         }
         switch name.purpose {
         case .divert, .credit, .divertClient, .divertService: value = .verdict
-        case .connection, .client, .service: value = .data([address, .service])
+        case .connection, .client, .service, .source: value = .data([address, .service])
         case .guarded, .replies, .icmpHome, .icmpPeer: value = .none
         }
         isDynamic = name.purpose == .replies || name.purpose == .icmpPeer

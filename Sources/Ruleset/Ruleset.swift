@@ -91,6 +91,10 @@ public struct Ruleset: Hashable, Sendable {
                     + families.map {
                         [.isICMPError($0), .isIn(look($0, .daddr), set: SetName(.icmpPeer, $0)), .goTo(.enqueue)]
                     }),
+            // Before everybody else's source NAT (100), for the same reason as above.
+            Chain(
+                .postroutingNAT, hook: BaseHook(.nat, .postrouting, priority: 95),
+                rules: families.map { [.translateSource($0, map: SetName(.source, $0))] }),
         ]
     }
 }

@@ -47,9 +47,9 @@ extension BaseHook {
         "type \(kind.rawValue) hook \(point) priority \(priorityText); policy accept;"
     }
 
-    /// nft's names: raw is -300, mangle -150, dstnat -100; up to 10 away from one it prints the distance.
+    /// nft's names: raw is -300, mangle -150, dstnat -100, srcnat 100; up to 10 away from one it prints the distance.
     private var priorityText: String {
-        for (name, value) in [("raw", -300), ("mangle", -150), ("dstnat", -100)] as [(String, Int32)] {
+        for (name, value) in [("raw", -300), ("mangle", -150), ("dstnat", -100), ("srcnat", 100)] as [(String, Int32)] {
             switch priority - value {
             case 0: return name
             case let distance where (1...10).contains(distance): return "\(name) + \(distance)"
@@ -87,6 +87,12 @@ extension Statement {
         case .update(let set, let key): "update @\(set) { \(key.text()) }"
         case .translateDestination(let key, let map):
             "dnat \(key.family == .ipv4 ? "ip" : "ip6") to \(key.text()) map @\(map)"
+        case .translateSource(let family, let map):
+            "meta l4proto tcp snat \(family == .ipv4 ? "ip" : "ip6") to "
+                + ["saddr", "proto-src", "daddr", "proto-dst"].map { field in
+                    field.hasSuffix("addr")
+                        ? "ct original \(family == .ipv4 ? "ip" : "ip6") \(field)" : "ct original \(field)"
+                }.joined(separator: " . ") + " map @\(map)"
         case .setMark(let mark): "meta mark set \(hexadecimal(mark))"
         case .notrack: "notrack"
         case .goTo(let chain): "goto \(chain.rawValue)"

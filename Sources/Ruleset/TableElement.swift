@@ -26,6 +26,9 @@ public enum TableElement: Hashable, Sendable {
     case client(IPAddress, home: Endpoint, host: Endpoint)
     /// New connections of every client to this home are translated to `host` by the kernel.
     case service(home: Endpoint, host: Endpoint)
+    /// The host sees this endpoint as the client of a new connection with this four-tuple client → home that the kernel
+    /// translates.
+    case source(FourTuple, as: Endpoint)
     /// The kernel's own RSTs with this four-tuple, towards the host that is guarded against, are not tracked.
     case guarded(FourTuple)
     /// Segments host → client with this four-tuple go to a queue after routing.
@@ -88,6 +91,7 @@ extension TableElement: CustomStringConvertible {
         case .connection(let tuple, let host): "connection { \(tuple) : \(host) }"
         case .client(let client, let home, let host): "client { \(client)→\(home) : \(host) }"
         case .service(let home, let host): "service { \(home) : \(host) }"
+        case .source(let tuple, let source): "source { \(tuple) : \(source) }"
         case .guarded(let tuple): "guarded { \(tuple) }"
         case .reply(let tuple): "replies { \(tuple) }"
         case .icmpHome(let address): "icmp_home { \(address) }"

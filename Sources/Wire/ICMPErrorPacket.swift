@@ -65,36 +65,42 @@ public struct ICMPErrorPacket: Hashable, Sendable {
     @inlinable
     public func isWhole(in packet: Span<UInt8>) -> Bool { ip.end <= packet.count }
 
-    /// Replaces the source of the quoted packet by `endpoint`, and the error's own destination by its address when
-    /// `andDestination`: the error then goes to the host that sent the quoted packet. See `rewriteQuotedDestination`.
+    /// Replaces the source of the quoted packet by `endpoint`, the quoted destination's port unless `otherPort` is 0, and the
+    /// error's own destination by the endpoint's address when `andDestination`: the error then goes to the host that sent
+    /// the quoted packet. See `rewriteQuotedDestination`.
     @inlinable
     public func rewriteQuotedSource(
-        to endpoint: Endpoint, andDestination: Bool, in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
+        to endpoint: Endpoint, otherPort: UInt16 = 0, andDestination: Bool, in packet: inout MutableSpan<UInt8>,
+        checksum: ChecksumState
     ) -> Bool {
         rewrite(
             quotedAddressOffset: quoted.sourceOffset, portOffset: quoted.payloadOffset, to: endpoint,
+            otherPortOffset: quoted.payloadOffset + 2, otherPort: otherPort,
             outerAddressOffset: andDestination ? ip.destinationOffset : nil, in: &packet, checksum: checksum)
     }
 
-    /// Replaces the destination of the quoted packet by `endpoint`, and the error's own source by its address when
-    /// `andSource`: the host that the quoted packet was for speaks for itself.
+    /// Replaces the destination of the quoted packet by `endpoint`, the quoted source's port unless `otherPort` is 0, and the
+    /// error's own source by the endpoint's address when `andSource`: the host that the quoted packet was for speaks for
+    /// itself.
     ///
     /// Corrects every checksum that covers what changed: of both IPv4 headers, of the quoted TCP header where the
     /// quotation reaches its checksum, and of ICMP; that of ICMP in full when `checksum` is `pending`. False, and the
     /// packet untouched, when the endpoint is of the other family or the packet is not whole and `pending`.
     @inlinable
     public func rewriteQuotedDestination(
-        to endpoint: Endpoint, andSource: Bool, in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
+        to endpoint: Endpoint, otherPort: UInt16 = 0, andSource: Bool, in packet: inout MutableSpan<UInt8>,
+        checksum: ChecksumState
     ) -> Bool {
         rewrite(
             quotedAddressOffset: quoted.destinationOffset, portOffset: quoted.payloadOffset + 2, to: endpoint,
+            otherPortOffset: quoted.payloadOffset, otherPort: otherPort,
             outerAddressOffset: andSource ? ip.sourceOffset : nil, in: &packet, checksum: checksum)
     }
 
     @inlinable
     internal func rewrite(
-        quotedAddressOffset: Int, portOffset: Int, to endpoint: Endpoint, outerAddressOffset: Int?,
-        in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
+        quotedAddressOffset: Int, portOffset: Int, to endpoint: Endpoint, otherPortOffset: Int, otherPort: UInt16,
+        outerAddressOffset: Int?, in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
     ) -> Bool {
         guard endpoint.address.family == ip.family else { return false }
         if checksum == .pending, ip.end > packet.count { return false }
@@ -105,6 +111,7 @@ public struct ICMPErrorPacket: Hashable, Sendable {
         var inner = ChecksumDelta()
         inner.replace(oldAddress, by: endpoint.address)
         inner.replace(oldPort, by: endpoint.port)
+        if otherPort != 0 { inner.replace(packet.span.number16(at: otherPortOffset), by: otherPort) }
         var icmp = inner
         if quoted.family == .ipv4 {
             let field = quoted.offset + 10
@@ -115,6 +122,7 @@ public struct ICMPErrorPacket: Hashable, Sendable {
             packet.store(endpoint.address, at: quotedAddressOffset)
         }
         packet.store(endpoint.port, at: portOffset)
+        if otherPort != 0 { packet.store(otherPort, at: otherPortOffset) }
         let tcpField = quoted.payloadOffset + 16
         if tcpField + 2 <= quotedEnd {
             let old = packet.span.number16(at: tcpField)

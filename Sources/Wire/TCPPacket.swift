@@ -77,31 +77,32 @@ public struct TCPPacket: Hashable, Sendable {
         return nil
     }
 
-    /// Replaces the source by `endpoint` and corrects the IPv4 header checksum and the TCP checksum, the latter as
-    /// `checksum` says; `pending` needs the whole packet. False, and the packet untouched, when the endpoint is of the
-    /// other family or the packet is not whole and `pending`.
+    /// Replaces the source by `endpoint`, and the destination's port unless `otherPort` is 0, and corrects the IPv4 header
+    /// checksum and the TCP checksum, the latter as `checksum` says; `pending` needs the whole packet. False, and the
+    /// packet untouched, when the endpoint is of the other family or the packet is not whole and `pending`.
     @inlinable @inline(__always)
     public func rewriteSource(
-        to endpoint: Endpoint, in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
+        to endpoint: Endpoint, otherPort: UInt16 = 0, in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
     ) -> Bool {
         rewrite(
-            addressOffset: ip.sourceOffset, portOffset: ip.payloadOffset, to: endpoint, in: &packet, checksum: checksum)
+            addressOffset: ip.sourceOffset, portOffset: ip.payloadOffset, to: endpoint,
+            otherPortOffset: ip.payloadOffset + 2, otherPort: otherPort, in: &packet, checksum: checksum)
     }
 
-    /// Replaces the destination by `endpoint`; otherwise as `rewriteSource`.
+    /// Replaces the destination by `endpoint`, and the source's port unless `otherPort` is 0; otherwise as `rewriteSource`.
     @inlinable @inline(__always)
     public func rewriteDestination(
-        to endpoint: Endpoint, in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
+        to endpoint: Endpoint, otherPort: UInt16 = 0, in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
     ) -> Bool {
         rewrite(
-            addressOffset: ip.destinationOffset, portOffset: ip.payloadOffset + 2, to: endpoint, in: &packet,
-            checksum: checksum)
+            addressOffset: ip.destinationOffset, portOffset: ip.payloadOffset + 2, to: endpoint,
+            otherPortOffset: ip.payloadOffset, otherPort: otherPort, in: &packet, checksum: checksum)
     }
 
     @inlinable @inline(__always)
     internal func rewrite(
-        addressOffset: Int, portOffset: Int, to endpoint: Endpoint, in packet: inout MutableSpan<UInt8>,
-        checksum: ChecksumState
+        addressOffset: Int, portOffset: Int, to endpoint: Endpoint, otherPortOffset: Int, otherPort: UInt16,
+        in packet: inout MutableSpan<UInt8>, checksum: ChecksumState
     ) -> Bool {
         guard endpoint.address.family == ip.family else { return false }
         if checksum == .pending, ip.end > packet.count { return false }
@@ -110,10 +111,12 @@ public struct TCPPacket: Hashable, Sendable {
             var delta = ChecksumDelta()
             delta.replace(packet.span.address(ip.family, at: addressOffset), by: endpoint.address)
             delta.replace(packet.span.number16(at: portOffset), by: endpoint.port)
+            if otherPort != 0 { delta.replace(packet.span.number16(at: otherPortOffset), by: otherPort) }
             packet.store(delta.applied(to: packet.span.number16(at: field)), at: field)
         }
         ip.replaceAddress(at: addressOffset, by: endpoint.address, in: &packet)
         packet.store(endpoint.port, at: portOffset)
+        if otherPort != 0 { packet.store(otherPort, at: otherPortOffset) }
         if checksum == .pending {
             packet.store(0 as UInt16, at: field)
             packet.store(checksumFromScratch(in: packet.span), at: field)

@@ -55,16 +55,38 @@ struct Migrate: AsyncParsableCommand {
     @OptionGroup var session: SessionOptions
     @OptionGroup var waiting: WaitOptions
 
-    @Option(help: "The to-host: ADDRESS[:PORT], or home. Without a port, the home's is kept.")
-    var to: String
+    @Option(
+        help:
+            "The to-host: ADDRESS[:PORT] or ADDRESS:FIRST-LAST, or home. Without a port, the home's is kept; of a range, a port that listens and is free is taken."
+    )
+    var to: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "In place of --to, the exact translation of one connection: SOURCE,DESTINATION as the to-host is to see it.",
+            valueName: "source,destination"))
+    var translation: String?
 
     @Option(help: "Who carries the packets afterwards: kernel or queue; without it, what the daemon is configured for.")
     var datapath: String?
 
     @OptionGroup var lifetime: LifetimeOptions
 
+    func validate() throws {
+        guard (to == nil) != (translation == nil) else {
+            throw ValidationError("Name the to-host: --to or --translation.")
+        }
+        if let translation, translation.split(separator: ",", omittingEmptySubsequences: true).count != 2 {
+            throw ValidationError("--translation takes two endpoints: 192.0.2.9:1023,192.0.2.2:80.")
+        }
+    }
+
     func run() async throws {
-        try await order(to: to, datapath: datapath, lifetime, session, waiting, options)
+        var stated: StatedTranslation?
+        if let ends = translation?.split(separator: ",") {
+            stated = StatedTranslation(source: String(ends[0]), destination: String(ends[1]))
+        }
+        try await order(to: to, stated, datapath: datapath, lifetime, session, waiting, options)
     }
 }
 
@@ -75,7 +97,7 @@ struct Return: AsyncParsableCommand {
     @OptionGroup var waiting: WaitOptions
 
     func run() async throws {
-        try await order(to: "home", datapath: nil, nil, session, waiting, options)
+        try await order(to: "home", nil, datapath: nil, nil, session, waiting, options)
     }
 }
 
@@ -97,12 +119,14 @@ struct Show: AsyncParsableCommand {
 
 /// Asks for a migration, waits for it if asked to, and ends with its exit code.
 private func order(
-    to: String, datapath: String?, _ lifetime: LifetimeOptions?, _ session: SessionOptions, _ waiting: WaitOptions,
+    to: String?, _ translation: StatedTranslation?, datapath: String?, _ lifetime: LifetimeOptions?,
+    _ session: SessionOptions, _ waiting: WaitOptions,
     _ options: CommonOptions
 ) async throws {
     var order = MigrationOrder(
         session: session.session, client: session.client, from: session.from, to: to, scope: session.scope,
         datapath: datapath, passive: session.passive)
+    order.translation = translation
     order.lifetime = lifetime?.duration?.seconds
     order.then = lifetime?.then
     order.confirmWithin = lifetime?.confirmWithin?.seconds

@@ -36,7 +36,9 @@ private enum Cast {
 private struct Driver {
     var machine: MigrationMachine
     var found: [LocatedConnection] = [Cast.connection]
-    var check: MigrationMachine.HostCheck = .listening
+    /// nil: everything that is asked listens.
+    var check: MigrationMachine.HostCheck?
+    var sourcePort: UInt16?
     var installSucceeds = true
     var preparation: MigrationMachine.Event? = .prepared(to: nil)
     var effects: [String] = []
@@ -60,9 +62,13 @@ private struct Driver {
                 case .prepare:
                     effects.append("prepare")
                     if let preparation { events.append(preparation) }
-                case .check(let host):
-                    effects.append("check \(host)")
-                    events.append(.checked(check))
+                case .check(let hosts):
+                    effects.append("check " + hosts.map { "\($0)" }.joined(separator: " "))
+                    events.append(.checked(check ?? .listening(hosts)))
+                case .place(let hosts, _):
+                    effects.append("place")
+                    let host = hosts.first ?? machine.request.session.home
+                    events.append(.placed(Placement(host: host, sourcePort: sourcePort)))
                 case .install(let from, let to):
                     effects.append("install")
                     changes.append(SessionChange(from: from, to: to))
@@ -87,7 +93,9 @@ private struct Driver {
         var driver = Driver(Cast.request(to: Cast.b))
         driver.tell(.requested)
         #expect(
-            driver.effects == ["locate", "check \(Cast.b)", "locate", "install", "forget", "install", "reset both"])
+            driver.effects == [
+                "locate", "check \(Cast.b)", "locate", "place", "install", "forget", "install", "reset both",
+            ])
         #expect(driver.machine.isSwitched)
         #expect(!driver.machine.isFinished)
     }
@@ -103,7 +111,7 @@ private struct Driver {
         driver.tell(.requested)
         #expect(
             driver.effects == [
-                "locate", "prepare", "check \(Cast.b)", "locate", "install", "forget", "install", "reset both",
+                "locate", "prepare", "check \(Cast.b)", "locate", "place", "install", "forget", "install", "reset both",
             ])
     }
 
@@ -311,8 +319,9 @@ private struct Driver {
         second.serverSide.source.port = 40001
         _ = driver.machine.handle(.requested, at: 0)
         _ = driver.machine.handle(.located([Cast.connection]), at: 0)
-        _ = driver.machine.handle(.checked(.listening), at: 0)
+        _ = driver.machine.handle(.checked(.listening([Cast.b])), at: 0)
         _ = driver.machine.handle(.located([second]), at: 0)
+        _ = driver.machine.handle(.placed(Placement(host: Cast.b)), at: 0)
         #expect(driver.machine.connections == [second])
         #expect(driver.machine.session.transits[second.clientSide]?.transit == .frozen)
         #expect(driver.machine.session.transits[Cast.connection.clientSide] == nil)

@@ -102,6 +102,7 @@ enum NetfilterTableLab {
             .divertClient(client: client.address, home: home),
             .divertService(home: home), .service(home: home, host: host),
             .connection(tuple, host: host),
+            .source(tuple, as: Endpoint(address: client.address, port: 1023)),
             .client(client.address, home: home, host: host),
             .guarded(tuple), .reply(FourTuple(source: host, destination: client)),
             .icmpHome(home.address), .icmpPeer(client.address),

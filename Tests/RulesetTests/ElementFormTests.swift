@@ -14,7 +14,8 @@ struct ElementFormTests {
             .divert(tuple, .queue), .divert(tuple, .guard), .credit(client: client.address, home: home),
             .divertClient(client: client.address, home: home),
             .divertService(home: home), .service(home: home, host: host),
-            .connection(tuple, host: host), .client(client.address, home: home, host: host), .guarded(tuple),
+            .connection(tuple, host: host), .source(tuple, as: client),
+            .client(client.address, home: home, host: host), .guarded(tuple),
             .reply(tuple), .icmpHome(home.address), .icmpPeer(client.address),
         ]
     }
@@ -54,7 +55,7 @@ struct ElementFormTests {
             .divert(FourTuple(source: six, destination: four), .guard),
             .divertClient(client: four.address, home: six), .credit(client: six.address, home: four),
             .connection(FourTuple(source: four, destination: six), host: four),
-            .connection(pair, host: four),
+            .connection(pair, host: four), .source(pair, as: four),
             .client(six.address, home: six, host: four), .client(six.address, home: four, host: six),
             .service(home: four, host: six),
             .guarded(FourTuple(source: four, destination: six)), .reply(FourTuple(source: six, destination: four)),

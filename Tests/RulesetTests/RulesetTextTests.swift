@@ -53,7 +53,8 @@ struct RulesetTextTests {
         var used: Set<SetName> = []
         for statement in ruleset.chains.flatMap(\.rules).joined() {
             switch statement {
-            case .isIn(_, let set), .verdict(_, let set), .update(let set, _), .translateDestination(_, let set):
+            case .isIn(_, let set), .verdict(_, let set), .update(let set, _), .translateDestination(_, let set),
+                .translateSource(_, let set):
                 used.insert(set)
             case .goTo(let chain): #expect(chains.contains(chain))
             default: break

@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A client has a connection of its own with the to-host, from the very port of the session that is moved there. One of the
+two gets another source port at that host, whichever comes second, and both carry data to their ends. Port ranges, and
+translations that a controller has stated. Both datapaths, both families."""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+
+import tap
+from inspection import ruleset, sockets
+from lab import address, endpoint
+from product import DONE, FAILED, USAGE
+from stage import Stage
+
+PORT, OTHER = 7000, 7001
+RATE = 400_000  # octets per second and direction
+
+
+def ports_at(stage, host, family, port=PORT):
+    """The client's ports at a host's port, as the host sees them, sorted."""
+    client = address("c", family)
+    return sorted(s[4] for s in sockets(stage.lab, host) if s[0] == "ESTAB" and s[2] == port and s[3] == client)
+
+
+def open_direct(stage, family, sport, name="own", port=PORT):
+    return stage.client.open(name, "bulk", address("b", family), port, sport=sport, rate=RATE)
+
+
+def undisturbed(case, stage, what, mark=0, name="own"):
+    case.equal(stage.client.seen(name, "down", "failed", mark=mark), [], what + ": the client's own connection was not touched")
+    case.ok(stage.client.works(name), what + ": and carries data")
+
+
+def both(case, stage, what, family, sport):
+    """The session is on B beside the client's own connection; both carry data, under two ports."""
+    case.ok(stage.client.works("s"), what + ": the session carries data on B", stage.daemon.tail)
+    undisturbed(case, stage, what)
+    seen = ports_at(stage, "b", family)
+    case.ok(len(seen) == 2 and sport in seen, what + ": B sees two ports, one of them the client's", lambda: str(seen))
+    return [port for port in seen if port != sport][0] if len(seen) == 2 else None
+
+
+def onwards(case, stage, what, family, sport, datapath):
+    """The next migrations of the session reset its connection and not the other one."""
+    answer, up, _ = stage.moved("s", "d", "--datapath", datapath)
+    case.ok(answer.code == DONE and bool(up), what + ": B → D is proven", lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+    undisturbed(case, stage, what + ", after B → D")
+    case.equal(len(ports_at(stage, "b", family)), 1, what + ": B has the client's own connection and no other")
+    case.ok(stage.client.works("s"), what + ": the session works on D")
+    answer, up, _ = stage.moved("s", "b", "--datapath", datapath)
+    case.ok(answer.code == DONE and bool(up), what + ": D → B again is proven", lambda: str(answer))
+    both(case, stage, what + ", on B again", family, sport)
+    answer, up, _ = stage.moved("s", "return")
+    case.ok(answer.code == DONE and bool(up), what + ": B → home is proven", lambda: str(answer))
+    undisturbed(case, stage, what + ", after B → home")
+    case.ok(stage.client.works("s"), what + ": the session works at home")
+
+
+def conflict(case, datapath, family, sport, own_first):
+    what = "%s datapath, IPv%d, port %d, %s first" % (datapath, family, sport, "own" if own_first else "session")
+    with Stage([PORT]) as stage:
+        stage.daemon.configure()
+        if own_first:
+            open_direct(stage, family, sport)
+        stage.open("s", "bulk", PORT, family, sport=sport, rate=RATE)
+        answer, up, mark = stage.moved("s", "b", "--datapath", datapath)
+        case.ok(answer.code == DONE and bool(up), what + ": A → B is proven", lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+        if not own_first:
+            began = time.monotonic()
+            open_direct(stage, family, sport)
+            took = time.monotonic() - began
+            case.ok(took < 0.9, what + ": the client's own connection lost no SYN", "%.3f s" % took)
+        other = both(case, stage, what, family, sport)
+        if sport < 1024:
+            case.ok(other is not None and other < 1024, what + ": a privileged port stays privileged", lambda: str(other))
+        elif other is not None:
+            case.ok(other >= 1024, what + ": no other port becomes privileged", lambda: str(other))
+        # The client drops its connection and comes back from the same port: still B, still beside the other.
+        took = stage.client.cycle("s")
+        case.ok(took is not None, what + ": the client comes back to B from the same port", stage.daemon.tail)
+        both(case, stage, what + ", after the client has come back", family, sport)
+        stage.daemon.kill()
+        stage.daemon.start()
+        both(case, stage, what + ", with a new daemon", family, sport)
+        onwards(case, stage, what, family, sport, datapath)
+        stage.client.close("own")
+        stage.client.close("s")
+        stage.clean(case, ": " + what, patience=25)
+        stage.healthy(case)
+
+
+def passive(case, datapath, family):
+    """The segment that is shown to the to-host must not meet the client's own connection there."""
+    what = "passive, %s datapath, IPv%d" % (datapath, family)
+    with Stage([PORT]) as stage:
+        open_direct(stage, family, 20002)
+        stage.open("s", "rr", PORT, family, sport=20002, think=5)
+        answer, mark = stage.migrate("s", "b", "--passive", "--datapath", datapath)
+        up = stage.client.await_up("s", "B", mark, 10)
+        case.ok(answer.code == DONE and bool(up), what + ": the session is on B", lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+        both(case, stage, what, family, 20002)
+        stage.healthy(case)
+
+
+def two_homes(case, family):
+    """Two sessions of one client port, with two homes, on one endpoint of B, carried by user space."""
+    what = "two homes on one endpoint, IPv%d" % family
+    with Stage([PORT, OTHER]) as stage:
+        to = endpoint(address("b", family), PORT)
+        for name, port in (("s", PORT), ("t", OTHER)):
+            stage.open(name, "bulk", port, family, sport=20003, rate=RATE)
+            mark = stage.client.mark()
+            answer = stage.daemon.migrate(stage.who(name), stage.home(name), to, "--datapath", "queue")
+            up = stage.client.await_up(name, "B", mark, 5)
+            case.ok(answer.code == DONE and bool(up), "%s: %s is on B" % (what, name), lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+        case.equal(len(ports_at(stage, "b", family)), 2, what + ": B sees two ports")
+        for name in "st":
+            case.ok(stage.client.works(name), "%s: %s works" % (what, name))
+        for name in "st":
+            answer, up, _ = stage.moved(name, "return")
+            case.ok(answer.code == DONE and bool(up) and stage.client.works(name), "%s: %s is home" % (what, name), lambda: str(answer))
+        stage.clean(case, ": " + what, patience=12)
+        stage.healthy(case)
+
+
+def ranges(case, datapath, family):
+    """Of a range of ports one is taken that listens, and at which the client's port is free."""
+    what = "a range of ports, %s datapath, IPv%d" % (datapath, family)
+    b = address("b", family)
+    with Stage([PORT], more_ports=[OTHER]) as stage:
+        stage.open("s", "rr", PORT, family, sport=20004, think=5)
+
+        def migrate(ports):
+            mark = stage.client.mark()
+            answer = stage.daemon.migrate(stage.who("s"), stage.home("s"), endpoint(b, PORT)[:-4] + ports, "--datapath", datapath)
+            return answer, mark
+
+        before = ruleset(stage.lab)
+        answer, _ = migrate("7100-7103")
+        case.equal(answer.code, FAILED, what + ": where no port listens, nothing is moved")
+        case.ok("does not accept connections" in answer.err, what + ": and the sentence says why", answer.err)
+        answer, _ = migrate("7000-7999")
+        case.equal(answer.code, USAGE, what + ": a thousand ports are too many")
+        answer, _ = migrate("7003-7001")
+        case.equal(answer.code, USAGE, what + ": a range begins with its lower end")
+        case.equal(ruleset(stage.lab), before, what + ": no refusal has changed the table")
+        open_direct(stage, family, 20004)
+        answer, mark = migrate("6999-7003")
+        up = stage.client.await_up("s", "B", mark, 5)
+        case.ok(answer.code == DONE and bool(up), what + ": the session is on B", lambda: str(answer))
+        case.equal(answer["to"], endpoint(b, OTHER), what + ": on the port that is free")
+        case.equal(ports_at(stage, "b", family, OTHER), [20004], what + ": and as what it is")
+        answer, _ = migrate("6999-7003")
+        case.equal(answer.code, FAILED, what + ": it is there already")
+        stage.client.close("own")
+        answer, up, _ = stage.moved("s", "return")
+        case.ok(answer.code == DONE and bool(up), what + ": and home", lambda: str(answer))
+        stage.healthy(case)
+
+
+def stated(case, datapath, family):
+    """A controller says what the segments are to become."""
+    what = "a stated translation, %s datapath, IPv%d" % (datapath, family)
+    client, b = address("c", family), address("b", family)
+    with Stage([PORT], more_ports=[OTHER]) as stage:
+        stage.open("s", "bulk", PORT, family, sport=20005, rate=RATE)
+
+        def migrate(source, destination, *more):
+            mark = stage.client.mark()
+            return stage.daemon.ctl("migrate", "--client", stage.who("s"), "--from", stage.home("s"), "--translation",
+                                    source + "," + destination, "--datapath", datapath, "--wait", "--json", *more), mark
+
+        before = ruleset(stage.lab)
+        foreign = "198.18.1.77" if family == 4 else "2001:db8:1::77"
+        for name, source, destination in (
+                ("a foreign address", endpoint(foreign, 1023), endpoint(b, OTHER)),
+                ("no port", client, endpoint(b, OTHER)),
+                ("the home", endpoint(client, 1023), stage.home("s")),
+                ("the other family", endpoint(client, 1023), "[2001:db8:3::2]:7001" if family == 4 else "198.18.3.2:7001")):
+            answer, _ = migrate(source, destination)
+            case.equal(answer.code, USAGE, "%s: %s is refused" % (what, name))
+            case.ok(answer.err.startswith("nfqmigctl: ") and answer.err.count("\n") == 1, "%s: in one sentence" % what, answer.err)
+        open_direct(stage, family, 1022, port=OTHER)
+        answer, _ = migrate(endpoint(client, 1022), endpoint(b, OTHER))
+        case.equal(answer.code, FAILED, what + ": a port that is taken is refused")
+        case.ok("another connection" in answer.err, what + ": and the sentence says so", answer.err)
+        case.equal(ruleset(stage.lab), before, what + ": no refusal has changed the table")
+        case.equal(stage.client.seen("s", "down"), [], what + ": nor the session")
+        answer, mark = migrate(endpoint(client, 1023), endpoint(b, OTHER))
+        up = stage.client.await_up("s", "B", mark, 5)
+        case.ok(answer.code == DONE and bool(up), what + ": it is carried out", lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+        case.equal(ports_at(stage, "b", family, OTHER), [1022, 1023], what + ": B sees what was stated")
+        case.ok(stage.client.works("s"), what + ": the session carries data")
+        session = [each for each in stage.daemon.sessions() if each["host"] == endpoint(b, OTHER)]
+        case.equal([each.get("sourcePort") for each in session], [1023], what + ": and is listed with it")
+        case.ok(stage.client.cycle("s") is not None, what + ": the client comes back")
+        case.equal(ports_at(stage, "b", family, OTHER), [1022, 1023], what + ": as what was stated")
+        answer, up, _ = stage.moved("s", "d", "--datapath", datapath)
+        case.ok(answer.code == DONE and bool(up), what + ": onwards, the right connection is reset", lambda: str(answer))
+        case.equal(ports_at(stage, "d", family), [20005], what + ": where nothing is stated the client keeps its port")
+        undisturbed(case, stage, what)
+        answer, up, _ = stage.moved("s", "return")
+        case.ok(answer.code == DONE and bool(up), what + ": and home", lambda: str(answer))
+        stage.client.close("own")
+        stage.clean(case, ": " + what, patience=12)
+        stage.healthy(case)
+
+
+def body(case):
+    for datapath in ("kernel", "queue"):
+        for family in (4, 6):
+            conflict(case, datapath, family, 20001, own_first=True)
+            conflict(case, datapath, family, 20001, own_first=False)
+            if case.full or family == 4:
+                conflict(case, datapath, family, 700, own_first=True)
+            if case.full:
+                conflict(case, datapath, family, 400, own_first=False)
+                passive(case, datapath, family)
+        passive(case, datapath, 4)
+        ranges(case, datapath, 4)
+        stated(case, datapath, 4)
+        if case.full:
+            ranges(case, datapath, 6)
+        stated(case, datapath, 6)
+    two_homes(case, 4)
+    if case.full:
+        two_homes(case, 6)
+
+
+if __name__ == "__main__":
+    tap.main(body)
