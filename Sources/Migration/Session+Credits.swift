@@ -80,7 +80,7 @@ public struct ReconnectCredits: Sendable {
     /// `place` says as which port its host is to see the client's (nil: as it is).
     public mutating func decide(
         _ tuple: FourTuple, isOpen: Bool, owes: (Session) throws -> Bool,
-        place: (Session) throws -> UInt16? = { _ in nil }
+        place: (Session) throws -> UInt16?
     ) rethrows -> Decision {
         let client = tuple.source
         let key = SessionKey(client: client.address, clientPort: client.port, home: tuple.destination)

@@ -18,11 +18,15 @@ import Wire
         let home = try #require(Endpoint("[2001:db8:1::1]:80"))
         let host = try #require(Endpoint("[2001:db8:1::2]:8080"))
         var session = Session(key: SessionKey(client: client, clientPort: 40000, home: home), id: 5)
-        session.binding = Binding(host: host, datapath: .queue)
+        session.binding = Binding(host: host, datapath: .queue, sourcePort: 50000)
+        session.yields = true
         let tuple = FourTuple(source: home, destination: Endpoint(address: client, port: 40000))
         session.transits[tuple] = StandingTransit(transit: .guarded, host: home, lifetime: 60, migration: 7)
         session.transits[tuple.reversed] = StandingTransit(
             transit: .awaitingSYN, host: home, lifetime: 120, migration: 7)
+        let left = FourTuple(source: Endpoint(address: client, port: 39999), destination: home)
+        session.transits[left] = StandingTransit(
+            transit: .trailing, host: host, lifetime: 120, migration: 0, sourcePort: 50001)
         return session
     }
 

@@ -74,6 +74,45 @@ import Wire
         #expect(throws: MalformedOrder.self) { try RequestedLifetime(order, of: try read(order)) }
     }
 
+    @Test func `a range of ports is as many candidates, home not among them`() throws {
+        let range = try read(MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: "198.51.100.2:80-82"))
+        #expect(range.candidates.map(\.port) == [80, 81, 82])
+        #expect(range.to == range.candidates.first)
+        let own = try read(MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:81", to: "198.51.100.1:80-82"))
+        #expect(own.candidates.map(\.port) == [80, 82])
+        let six = try read(MigrationOrder(client: "2001:db8::9", from: "[2001:db8::1]:80", to: "[2001:db8::2]:1-256"))
+        #expect(six.candidates.count == 256)
+        for text in [
+            "198.51.100.2:1-257", "198.51.100.2:9-8", "198.51.100.0/24:80-81", "198.51.100.2:0-9", "198.51.100.2:-9",
+        ] {
+            #expect(throws: MalformedOrder.self) {
+                try read(MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: text))
+            }
+        }
+    }
+
+    @Test func `a stated translation is taken as it is, and for one connection only`() throws {
+        var order = MigrationOrder(client: "192.0.2.9:40000", from: "198.51.100.1:80", to: nil)
+        order.translation = StatedTranslation(source: "192.0.2.9:1023", destination: "198.51.100.2:8080")
+        let request = try read(order)
+        #expect(request.to == Endpoint("198.51.100.2:8080") && request.sourcePort == 1023 && request.candidates.isEmpty)
+        for (client, to, source, destination) in [
+            ("192.0.2.9", nil, "192.0.2.9:1023", "198.51.100.2:80"),
+            ("192.0.2.9:40000", "198.51.100.2", "192.0.2.9:1023", "198.51.100.2:80"),
+            ("192.0.2.9:40000", nil, "192.0.2.8:1023", "198.51.100.2:80"),
+            ("192.0.2.9:40000", nil, "192.0.2.9", "198.51.100.2:80"),
+            ("192.0.2.9:40000", nil, "192.0.2.9:0", "198.51.100.2:80"),
+            ("192.0.2.9:40000", nil, "192.0.2.9:1023", "198.51.100.2"),
+            ("192.0.2.9:40000", nil, "192.0.2.9:1023", "198.51.100.1:80"),
+            ("192.0.2.9:40000", nil, "192.0.2.9:1023", "[2001:db8::2]:80"),
+            ("192.0.2.9:40000", nil, "192.0.2.9:1023", "224.0.0.1:80"),
+        ] as [(String, String?, String, String)] {
+            var order = MigrationOrder(client: client, from: "198.51.100.1:80", to: to)
+            order.translation = StatedTranslation(source: source, destination: destination)
+            #expect(throws: MalformedOrder.self, "\(client) \(source) \(destination)") { try read(order) }
+        }
+    }
+
     @Test func `home is home by any name`() throws {
         for to in [nil, "home", "198.51.100.1", "198.51.100.1:80"] as [String?] {
             #expect(try read(MigrationOrder(client: "192.0.2.9", from: "198.51.100.1:80", to: to)).to == nil)

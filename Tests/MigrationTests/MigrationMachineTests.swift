@@ -100,6 +100,70 @@ private struct Driver {
         #expect(!driver.machine.isFinished)
     }
 
+    @Test func `the source port that was found is the session's`() {
+        var driver = Driver(Cast.request(to: Cast.b, datapath: .queue))
+        driver.sourcePort = 50_000
+        driver.tell(.requested)
+        #expect(driver.machine.session.binding?.sourcePort == 50_000)
+    }
+
+    @Test func `where no source port is free nothing is changed`() {
+        var driver = Driver(Cast.request(to: Cast.b, datapath: .queue))
+        _ = driver.machine.handle(.requested, at: 0)
+        _ = driver.machine.handle(.located([Cast.connection]), at: 0)
+        _ = driver.machine.handle(.checked(.listening([Cast.b])), at: 0)
+        _ = driver.machine.handle(.located([Cast.connection]), at: 0)
+        let failure = MigrationFailure.noSourcePort(Cast.key(.connection), host: Cast.b)
+        driver.tell(.placeFailed(failure))
+        #expect(driver.machine.outcome == .failed(failure))
+        #expect(driver.changes.isEmpty && !driver.machine.isSwitched)
+    }
+
+    @Test func `of a range of ports only those that listen are left to choose from`() {
+        let ports = (8080...8083 as ClosedRange<UInt16>).map { Endpoint(address: Cast.b.address, port: $0) }
+        var request = Cast.request(to: Cast.b)
+        request.candidates = ports
+        #expect(request.destinationText == "198.51.100.2:8080-8083")
+        var driver = Driver(request)
+        driver.check = .listening([ports[2], ports[3]])
+        driver.tell(.requested)
+        #expect(driver.effects.contains("check " + ports.map { "\($0)" }.joined(separator: " ")))
+        #expect(driver.machine.session.host == ports[2])
+        #expect(driver.machine.request.to == ports[2] && driver.machine.request.destinationText == "\(ports[2])")
+        var session = Session(key: Cast.key(.connection))
+        session.binding = Binding(host: ports[1], datapath: .kernel)
+        var again = Driver(request, session: session)
+        again.tell(.requested)
+        #expect(again.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: ports[1])))
+    }
+
+    @Test func `a home that sees another session under the client's port sees this one under another`() {
+        var session = Session(key: Cast.key(.connection))
+        session.binding = Binding(host: Cast.b, datapath: .kernel)
+        var driver = Driver(Cast.request(to: nil), session: session)
+        driver.sourcePort = 50_000
+        driver.tell(.requested)
+        #expect(driver.machine.session.isDirect)
+        #expect(driver.machine.session.binding?.datapath == .queue)
+        driver = Driver(Cast.request(to: nil), session: driver.machine.session)
+        driver.tell(.requested)
+        #expect(driver.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.home)))
+    }
+
+    @Test func `in passive mode a segment is shown from a port that is free at the to-host`() throws {
+        var driver = Driver(Cast.request(to: Cast.b, passive: true))
+        _ = driver.machine.handle(.requested, at: 0)
+        _ = driver.machine.handle(.located([Cast.connection]), at: 0)
+        _ = driver.machine.handle(.checked(.listening([Cast.b])), at: 0)
+        _ = driver.machine.handle(.located([Cast.connection]), at: 0)
+        var placement = Placement(host: Cast.b)
+        placement.probePorts = [Cast.connection.clientSide: 50_000]
+        driver.tell(.placed(placement))
+        let probe = try #require(driver.machine.passiveProbe(for: driver.machine.connections[0]))
+        #expect(probe.source == Cast.endpoint("192.0.2.9:50000"))
+        #expect(driver.machine.session.transits[probe.reversed]?.transit == .awaitingSYN)
+    }
+
     private func prepared(to host: Endpoint?, session: Session? = nil) -> Driver {
         var request = Cast.request(to: host)
         request.prepares = true
@@ -142,7 +206,7 @@ private struct Driver {
         bound.binding = Binding(host: Cast.b, datapath: .kernel)
         var home = prepared(to: nil, session: bound)
         home.tell(.requested)
-        #expect(home.effects.starts(with: ["locate", "prepare", "locate", "install"]))
+        #expect(home.effects.starts(with: ["locate", "prepare", "locate", "place", "install"]))
         var driver = prepared(to: Cast.b)
         driver.preparation = nil
         driver.tell(.requested)

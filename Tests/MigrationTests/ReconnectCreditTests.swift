@@ -30,7 +30,8 @@ import Wire
     ) -> [String] {
         ports.map { port in
             let isOpen = open.contains(port)
-            let decision = credits.decide(Self.tuple(port), isOpen: isOpen) { gone.contains($0.id) }
+            let decision = credits.decide(
+                Self.tuple(port), isOpen: isOpen, owes: { gone.contains($0.id) }, place: { _ in nil })
             return switch decision {
             case .own: "own"
             case .follows(let session): "\(session.id)"
@@ -103,7 +104,13 @@ import Wire
             #expect(change.removedFlows == [FlowKey(stage: .prerouting, tuple: Self.tuple(40_001))])
         case .queue:
             // The end of the old connection goes on for a while: its FIN must not reach home.
-            #expect(added == [.divert(Self.tuple(50_001), .queue): nil, .divert(Self.tuple(40_001), .queue): 60])
+            // The third: the client may open a connection of its own with the host that looks the same there.
+            let own = FourTuple(source: Self.client(50_001), destination: Self.host)
+            #expect(
+                added == [
+                    .divert(Self.tuple(50_001), .queue): nil, .divert(Self.tuple(40_001), .queue): 60,
+                    .divert(own, .queue): nil,
+                ])
             let flows = next.flows()
             let old = FlowKey(stage: .prerouting, tuple: Self.tuple(40_001))
             #expect(flows[old] == .holdSYN(.translateDestination(Self.host)))

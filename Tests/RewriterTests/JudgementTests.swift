@@ -320,19 +320,66 @@ import Wire
         let host = RandomPacket.endpoint(packet.tuple.source.address.family, using: &random)
         let home = packet.tuple.destination
         let isAnyPort = Bool.random(using: &random)
+        // The host may see another source port, where there is one connection only.
+        let port = isAnyPort || Bool.random(using: &random) ? 0 : UInt16.random(in: 1...65535, using: &random)
+        let own = port == 0 ? 0 : packet.tuple.source.port
+        var seen = packet.tuple.source
+        if port != 0 { seen.port = port }
         var forth = FlowKey(stage: .prerouting, tuple: packet.tuple)
         // The same packet, seen as one that travels on after prerouting, gets its destination back in postrouting.
-        var back = FlowKey(stage: .postrouting, tuple: FourTuple(source: host, destination: packet.tuple.source))
+        var back = FlowKey(stage: .postrouting, tuple: FourTuple(source: host, destination: seen))
         if isAnyPort { (forth, back) = (forth.anyPort, back.anyPort) }
         var table = table([
-            forth: .passage(.translateDestination(host)), back: .passage(.translateSource(home)),
+            forth: .passage(.translateDestination(host, clientPort: port)),
+            back: .passage(.translateSource(home, clientPort: own)),
         ])
         for checksum in [ChecksumState.complete, .pending] {
             var octets = packet.octets
             #expect(judge(&table, &octets, .prerouting, checksum).ruling == .acceptRewritten)
+            if case .tcp(let tcp) = Recognition(octets.span) {
+                #expect(tcp.fourTuple(in: octets.span) == FourTuple(source: seen, destination: host))
+            }
             var reply = try mirrored(octets)
             #expect(judge(&table, &reply, .postrouting, checksum).ruling == .acceptRewritten)
             #expect(try dump(mirrored(reply)) == dump(packet.octets))
+        }
+    }
+
+    @Test(arguments: 0..<300)
+    func `an ICMP error about a translated source port finds its way, both checksums right`(_ seed: Int) throws {
+        var random = SplitMix64(seed: seed)
+        let packet = RandomPacket(using: &random)
+        let error = packet.error(using: &random)
+        guard case .icmpError(let before) = Recognition(error.span) else { return }
+        let quoted = before.quotedTuple(in: error.span)
+        guard before.ip.destination(in: error.span) == quoted.source.address else { return }
+        let family = quoted.source.address.family
+        let (other, port) = (
+            RandomPacket.endpoint(family, using: &random), UInt16.random(in: 1...65535, using: &random)
+        )
+        for checksum in [ChecksumState.complete, .pending] {
+            // About a segment of the host: the quoted source becomes the host, the quoted destination's port the one it sees.
+            var table = table([
+                FlowKey(stage: .prerouting, tuple: quoted.reversed): .passage(
+                    .translateDestination(other, clientPort: port))
+            ])
+            var octets = error
+            #expect(judge(&table, &octets, .prerouting, checksum).ruling == .acceptRewritten)
+            guard case .icmpError(let after) = Recognition(octets.span) else {
+                Issue.record("no error any more:\n\(dump(octets))")
+                continue
+            }
+            let client = Endpoint(address: quoted.destination.address, port: port)
+            #expect(after.quotedTuple(in: octets.span) == FourTuple(source: other, destination: client))
+            // What was wrong stays wrong by as much, what was right stays right: the random packets' errors are right.
+            #expect(after.checksumFromScratch(in: octets.span) == 0)
+            // And back again: the octets that came.
+            var back = FlowTable(capacity: 8, seed: 3)
+            back.set(
+                FlowKey(stage: .prerouting, tuple: FourTuple(source: client, destination: other)),
+                .passage(.translateDestination(quoted.source, clientPort: quoted.destination.port)))
+            #expect(judge(&back, &octets, .prerouting, .complete).ruling == .acceptRewritten)
+            if checksum == .complete { #expect(dump(octets) == dump(error)) }
         }
     }
 
