@@ -34,8 +34,11 @@ public struct DrainSession: Codable, Hashable, Sendable {
 
 /// `POST /v1/drains`: move many sessions away from a host.
 public struct DrainOrder: Codable, Hashable, Sendable {
-    /// The host that serves the sessions now, or their home if that serves them: an address or an endpoint.
-    public var from: String
+    /// The host that serves the sessions now, or their home if that serves them: an address or an endpoint. nil, with a
+    /// `service`, for whoever serves them.
+    public var from: String?
+    /// Only sessions of this service of the configuration; nil for those of all.
+    public var service: String?
     /// One host or several, with weights; `home` alone for the way home.
     public var to: [DrainHost]
     /// Only these sessions; nil for all that `from` serves.
@@ -63,8 +66,9 @@ public struct DrainOrder: Codable, Hashable, Sendable {
     /// Whether only to say which sessions would go where.
     public var dryRun: Bool?
 
-    public init(from: String, to: [DrainHost]) {
+    public init(from: String?, service: String? = nil, to: [DrainHost]) {
         self.from = from
+        self.service = service
         self.to = to
     }
 }
@@ -85,7 +89,9 @@ public struct DrainFailure: Codable, Hashable, Sendable {
 public struct DrainReport: Codable, Hashable, Sendable {
     /// Migrations and drains are numbered together. 0 for a dry run.
     public var id: UInt64
-    public var from: String
+    /// As the order named them.
+    public var from: String?
+    public var service: String?
     public var to: [DrainHost]
     /// `checking`, `canary`, `settling`, `moving`, `returning` or `finished`.
     public var state: String
@@ -119,9 +125,13 @@ public struct DrainReport: Codable, Hashable, Sendable {
     /// In the answer to a dry run only: which sessions would go where.
     public var sessions: [DrainSession]?
 
-    public init(id: UInt64, from: String, to: [DrainHost], state: String, total: Int, requestedAt: Double) {
+    public init(
+        id: UInt64, from: String?, service: String? = nil, to: [DrainHost], state: String, total: Int,
+        requestedAt: Double
+    ) {
         self.id = id
         self.from = from
+        self.service = service
         self.to = to
         self.state = state
         isPaused = false

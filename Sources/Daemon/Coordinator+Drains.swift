@@ -23,7 +23,7 @@ extension Coordinator {
             throw Problem(
                 kind: .unknownConnection,
                 detail:
-                    "No session that \(order.from) serves matches: see \"nfqmigctl connections\" and \"nfqmigctl sessions\"."
+                    "No session \(order.what) is to be moved: see \"nfqmigctl connections\" and \"nfqmigctl sessions\"."
             )
         }
         if order.dryRun ?? false { return dryRun(order, selection, members) }
@@ -33,8 +33,8 @@ extension Coordinator {
         drains[drain.id] = drain
         forgetOldDrains()
         logger.notice(
-            "drain of \(order.from) begins", metadata: ["drain": "\(drain.id)", "sessions": "\(members.count)"])
-        eventLog.publish(.drainProgress, "requested", "\(members.count) sessions of \(order.from)", drain: drain.id)
+            "drain \(order.what) begins", metadata: ["drain": "\(drain.id)", "sessions": "\(members.count)"])
+        eventLog.publish(.drainProgress, "requested", "\(members.count) sessions \(order.what)", drain: drain.id)
         advance(drain, .begin)
         return drain.report
     }
@@ -124,7 +124,7 @@ extension Coordinator {
         case .check: check(drain)
         case .migrate(let member, let host):
             let key = drain.members[member].key
-            begin(member, to: endpoints(of: host, for: key.home, drain), of: drain)
+            return begin(member, to: endpoints(of: host, for: key.home, drain), of: drain)
         case .examine(let members): return [.examined(broken: firstBroken(members, of: drain))]
         case .sendBack(let members): for member in members { sendBack(member, of: drain) }
         case .progress(let step, let detail):
@@ -143,16 +143,24 @@ extension Coordinator {
         return listening.isEmpty ? all : listening
     }
 
-    private func begin(_ member: Int, to hosts: [Endpoint], of drain: RunningDrain) {
+    private func begin(_ member: Int, to hosts: [Endpoint], of drain: RunningDrain) -> [Drain.Event] {
         let selection = drain.selection
         let key = drain.members[member].key
         var request = MigrationRequest(
             session: key, to: hosts.first, datapath: selection.datapath, passive: selection.passive, checksHost: false)
         if hosts.count > 1 { request.candidates = hosts }
         if let obstacle = obstacle(to: request) {
-            return tellLater(drain, .ended(member, .failed(reason: "\(obstacle)")))
+            tellLater(drain, .ended(member, .failed(reason: "\(obstacle)")))
+            return []
+        }
+        // A drain has time: where others are refused, it waits.
+        if let until = policy.place(for: key, to: request.to, in: paces, at: EventLoop.now) {
+            let service = policy.service(of: key)
+            let reason = "service \"\(service?.name ?? "")\": \((service?.rate ?? 0).plainText) migrations per second"
+            return [.postponed(member, until: until, reason: reason)]
         }
         begin(request, member, isReturning: false, of: drain)
+        return []
     }
 
     /// A session of a failed canary goes where it was.
@@ -161,6 +169,10 @@ extension Coordinator {
         let request = MigrationRequest(
             session: present(member, of: drain), to: before?.host,
             datapath: before?.datapath ?? drain.selection.datapath, passive: drain.selection.passive, checksHost: false)
+        if let until = policy.place(for: request.session, to: request.to, in: paces, at: EventLoop.now) {
+            loop.schedule(at: until) { self.sendBack(member, of: drain) }
+            return
+        }
         begin(request, member, isReturning: true, of: drain)
     }
 
@@ -352,7 +364,7 @@ extension Coordinator {
             ControlRoute("GET", "/v1/drains") { _ in .document(await self.drainList()) },
             ControlRoute("POST", "/v1/drains") { request in
                 let order = try request.document(
-                    DrainOrder.self, expected: "a drain's order: send JSON with from and to")
+                    DrainOrder.self, expected: "a drain's order: send JSON with from or service, and to")
                 let report = try await self.drain(order, caller: request.caller)
                 return .document(report, status: report.id == 0 ? 200 : 201)
             },

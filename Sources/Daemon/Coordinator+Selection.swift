@@ -18,6 +18,15 @@ extension Coordinator {
             }
             if let entry { found[key]?.add(entry) }
         }
+        if let name = selection.service, policy.service(named: name) == nil {
+            let names = policy.services.map { "\"\($0.name)\"" }.joined(separator: ", ")
+            throw Problem(
+                kind: .malformedRequest,
+                detail: "No [[service]] of the configuration is named \"\(name)\": name one of \(names).")
+        }
+        func isMeant(_ key: SessionKey) -> Bool {
+            selection.service.map { policy.service(of: key)?.name == $0 } ?? true
+        }
         let entries: [ConnectionEntry]
         do {
             entries = try gateway.conntrack.entries { $0.phase != .closed }
@@ -28,13 +37,16 @@ extension Coordinator {
             let (client, home, host) = clientsView(of: entry)
             let key = key(of: client, home: home, scope: selection.scope)
             let isMoved = sessions[key]?.binding != nil
-            guard selection.isFrom(host) || !isMoved && selection.isFrom(home) else { continue }
+            guard selection.isFrom(host) || !isMoved && selection.isFrom(home),
+                selection.isElsewhere(isMoved ? host : home, home: home), isMeant(key)
+            else { continue }
             add(key, entry)
         }
         for session in sessions.values where session.binding.map({ selection.isFrom($0.host) }) ?? false {
             // A service has every client, and is not one of some clients only.
             let isWanted = selection.client.map { prefix in session.key.client.map { prefix.contains($0) } ?? false }
-            if isWanted ?? true { add(session.key, nil) }
+            let isElsewhere = selection.isElsewhere(session.host, home: session.key.home)
+            if isWanted ?? true, isElsewhere, isMeant(session.key) { add(session.key, nil) }
         }
         if let explicit = selection.explicit {
             let wanted = Set(explicit)

@@ -11,8 +11,10 @@ package struct DrainSelection {
         case oldest, newest, busiest
     }
 
-    /// The from-host, present host or unmoved home.
-    var from: WeightedHost.HostName
+    /// The from-host, present host or unmoved home; nil, with a service, for any that is not a to-host.
+    var from: WeightedHost.HostName?
+    /// The service's name, when only its sessions are meant.
+    var service: String?
     var explicit: [SessionKey]?
     var client: AddressPrefix?
     var atMost: Int
@@ -25,22 +27,28 @@ package struct DrainSelection {
 
     /// Reads a controller's order.
     package init(_ order: DrainOrder, defaultDatapath: Datapath, checksHosts: Bool) throws(MalformedOrder) {
-        from = try Self.host(order.from, "--from")
-        if let ports = from.ports, ports.count > 1 {
-            throw MalformedOrder("\(order.from) has several ports: drain one of them, or the address with all of them.")
+        from = try order.from.map { text throws(MalformedOrder) in try Self.host(text, "--from") }
+        if let from, let ports = from.ports, ports.count > 1 {
+            throw MalformedOrder("\(from) has several ports: drain one of them, or the address with all of them.")
+        }
+        service = order.service
+        guard from != nil || service != nil else {
+            throw MalformedOrder("A drain needs to know what to move: name a from-host, a service, or both.")
         }
         hosts = []
+        var family = from?.address.family
         for each in order.to {
             let weight = each.weight ?? 1
             guard (1...1_000_000).contains(weight) else {
                 throw MalformedOrder("The weight of \(each.host) is \(weight): use 1 to 1000000.")
             }
             let host = each.host == "home" ? nil : try Self.host(each.host, "--to")
-            if let host, host.address.family != from.address.family {
+            if let host, let family, host.address.family != family {
                 throw MalformedOrder(
-                    "\(each.host) is not of the address family of \(order.from): name one of the same.")
+                    "\(each.host) is not of the address family of \(order.from ?? order.to[0].host): name one of the same.")
             }
-            if let host, host.address == from.address, host.ports == from.ports || from.ports == nil {
+            family = family ?? host?.address.family
+            if let host, let from, host.address == from.address, host.ports == from.ports || from.ports == nil {
                 throw MalformedOrder("\(each.host) is the host to be drained: name another to-host.")
             }
             guard !hosts.contains(where: { $0.host == host }) else {
@@ -125,8 +133,18 @@ package struct DrainSelection {
         return name
     }
 
-    /// Whether an endpoint is the from-host.
+    /// Whether sessions that this endpoint serves are to move, as far as the from-host says.
     func isFrom(_ endpoint: Endpoint) -> Bool {
-        endpoint.address == from.address && (from.ports?.contains(endpoint.port) ?? true)
+        guard let from else { return true }
+        return endpoint.address == from.address && (from.ports?.contains(endpoint.port) ?? true)
+    }
+
+    /// Whether a session has a way to go from here: it is not on a to-host already, which is of its address family.
+    func isElsewhere(_ host: Endpoint, home: Endpoint) -> Bool {
+        guard from == nil else { return true }
+        return hosts.allSatisfy { each in
+            guard let to = each.host?.endpoints(for: home) else { return host != home }
+            return !to.contains(host) && to[0].address.family == home.address.family
+        }
     }
 }

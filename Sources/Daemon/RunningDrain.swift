@@ -69,7 +69,8 @@ final class RunningDrain {
         }
         let state = machine.state == .rest ? "moving" : machine.state.rawValue
         var report = DrainReport(
-            id: id, from: order.from, to: to, state: state, total: members.count, requestedAt: requestedAt)
+            id: id, from: order.from, service: order.service, to: to, state: state, total: members.count,
+            requestedAt: requestedAt)
         report.isPaused = machine.isPaused
         report.waiting = machine.waiting
         report.inFlight = counts.inFlight
@@ -98,5 +99,12 @@ final class RunningDrain {
             report.exitCode = ExitCode.failed.rawValue
         }
         return report
+    }
+}
+
+extension DrainOrder {
+    /// Which sessions are meant, in words.
+    var what: String {
+        [from.map { "of \($0)" }, service.map { "of service \"\($0)\"" }].compactMap { $0 }.joined(separator: " ")
     }
 }

@@ -9,6 +9,7 @@
 ///
 /// Each session is moved by a migration of its own; this says only when one begins. In pause, and when cancelled, none
 /// begins, and those under way go on to their ends. A session that has gone before its turn gives its place to the next.
+/// One that may not be moved yet is tried again when it may.
 public struct Drain: Sendable {
     /// What is to be done, settled before it begins.
     public struct Plan: Sendable {
@@ -55,6 +56,8 @@ public struct Drain: Sendable {
         case begin
         /// A to-host has answered, or has not: by its place in the plan.
         case checked(host: Int, refusal: String?)
+        /// A session's turn came before the rate of its service had a place, which it has at `until`; nothing has begun.
+        case postponed(Int, until: UInt64, reason: String)
         /// A session's migration has ended, by its place in the order of turns.
         case ended(Int, Result)
         /// The new connection of a session that moved has been reset.
@@ -129,6 +132,9 @@ public struct Drain: Sendable {
     private var awaitedChecks = 0
     private var lastCheck: UInt64 = 0
     private var begun: [Int: Int] = [:]
+    /// Those whose turn came before they might move, and when they may.
+    private var postponed: [(member: Int, until: UInt64)] = []
+    private var isSlowed = false
     /// Those that have moved in the canary.
     private var movedCanaries: [Int] = []
     /// Where they are.
@@ -141,6 +147,8 @@ public struct Drain: Sendable {
     static let checkInterval: UInt64 = 1_000_000_000
     /// Migrations begin in groups this far apart, in nanoseconds: a group is one change of the kernel's table.
     static let beat: UInt64 = 10_000_000
+    /// With so many postponed nobody else has a turn, who would probably be postponed too; and so many are tried at once.
+    public static let mostPostponed = 128
 
     public init(_ plan: Plan) {
         self.plan = plan
@@ -152,7 +160,8 @@ public struct Drain: Sendable {
 
     public var isFinished: Bool { outcome != nil }
     /// Sessions that have not had their turn.
-    public var waiting: Int { plan.members - next }
+    public var waiting: Int { plan.members - next + postponed.count }
+    private var hasWaiting: Bool { next < plan.members || !postponed.isEmpty }
 
     /// Takes an event and says what follows from it. An event that has no meaning in the present state is ignored.
     public mutating func handle(_ event: Event, at now: UInt64) -> [Effect] {
@@ -163,6 +172,7 @@ public struct Drain: Sendable {
             guard plan.checksHosts, plan.members > 0 else { return enterFirst(at: now) }
             return check(at: now)
         case .checked(let host, let refusal): return checked(host, refusal, at: now)
+        case .postponed(let member, let until, let reason): return postpone(member, until, reason, at: now)
         case .ended(let member, let result): return ended(member, result, at: now)
         case .broken(let member, let reason): return broken(member, reason, at: now)
         case .examined(let broken): return examined(broken, at: now)
@@ -226,34 +236,58 @@ public struct Drain: Sendable {
             return [.examine(movedCanaries)]
         case .canary:
             let effects = startSome(upTo: canaries - counts.moved - counts.inFlight, at: now)
-            guard counts.inFlight == 0, counts.moved >= canaries || next == plan.members else { return effects }
+            guard counts.inFlight == 0, counts.moved >= canaries || !hasWaiting else { return effects }
             state = .settling
             settledAt = now + plan.settle
             deadline = settledAt
             return effects + [.progress("settling", detail: "\(counts.moved) sessions of the canary have moved")]
         case .rest:
             let effects = startSome(upTo: .max, at: now)
-            return counts.inFlight == 0 && next == plan.members ? effects + conclude() : effects
+            return counts.inFlight == 0 && !hasWaiting ? effects + conclude() : effects
         }
     }
 
     private mutating func startSome(upTo most: Int, at now: UInt64) -> [Effect] {
         guard !isPaused else { return [] }
         var effects: [Effect] = []
-        if plan.checksHosts, awaitedChecks == 0, now >= lastCheck + Self.checkInterval, next < plan.members {
+        if plan.checksHosts, awaitedChecks == 0, now >= lastCheck + Self.checkInterval, hasWaiting {
             effects += check(at: now)
         }
         var left = min(most, plan.inFlight - counts.inFlight)
+        // They have had their turn: neither the rate nor the order holds them up again.
+        var again: [Int] = []
+        postponed.removeAll { each in
+            guard again.count < min(left, Self.mostPostponed), each.until <= now else { return false }
+            again.append(each.member)
+            return true
+        }
+        effects += again.map { begin($0) }
+        left = postponed.count < Self.mostPostponed ? min(left - again.count, most - again.count - postponed.count) : 0
         while left > 0, next < plan.members, pace?.take(at: now) ?? true {
-            let host = spread.assign()
-            begun[next] = host
-            effects.append(.migrate(next, host: host))
-            counts.inFlight += 1
+            effects.append(begin(next))
             next += 1
             left -= 1
         }
-        if left > 0, next < plan.members, let due = pace?.nextAt { deadline = max(due, now + Self.beat) }
+        var due = postponed.map(\.until).min()
+        if left > 0, next < plan.members, let turn = pace?.nextAt { due = min(due ?? turn, turn) }
+        if let due { deadline = max(due, now + Self.beat) }
         return effects
+    }
+
+    private mutating func begin(_ member: Int) -> Effect {
+        let host = spread.assign()
+        begun[member] = host
+        counts.inFlight += 1
+        return .migrate(member, host: host)
+    }
+
+    private mutating func postpone(_ member: Int, _ until: UInt64, _ reason: String, at now: UInt64) -> [Effect] {
+        guard let host = begun.removeValue(forKey: member) else { return [] }
+        counts.inFlight -= 1
+        spread.release(host)
+        postponed.append((member, max(until, now + Self.beat)))
+        defer { isSlowed = true }
+        return (isSlowed ? [] : [.progress("slowed", detail: reason)]) + proceed(at: now)
     }
 
     private mutating func ended(_ member: Int, _ result: Result, at now: UInt64) -> [Effect] {

@@ -42,6 +42,13 @@ public struct Policy: Hashable, Sendable {
         return .admitted
     }
 
+    /// When the rate of the session's service has a place for a migration, in nanoseconds: for who can wait instead of being
+    /// refused. nil when it has one now. Nothing is counted.
+    public func place(for session: SessionKey, to host: Endpoint?, in paces: [String: Pace], at now: UInt64) -> UInt64? {
+        guard host != nil, let service = service(of: session), let rate = service.rate else { return nil }
+        return paces[service.name]?.place(rate: rate, at: now)
+    }
+
     /// Why a migration may not be, whenever it is; nil when it may.
     public func refusal(of session: SessionKey, to host: Endpoint?, by credentials: Credentials?) -> PolicyRefusal? {
         guard let service = service(of: session) else {
@@ -233,11 +240,24 @@ public struct Pace: Hashable, Sendable {
     /// Takes a place if there is one: no second has more than `rate` of them; below one a second, each has its own
     /// 1 / `rate` seconds.
     public mutating func take(rate: Double, at now: UInt64) -> Bool {
-        let places = max(1, rate.rounded(.down))
-        let window = UInt64(places / rate * 1e9)
+        let (places, window) = Self.window(rate)
         admitted.removeAll { $0 + window <= now }
-        guard Double(admitted.count) < places else { return false }
+        guard admitted.count < places else { return false }
         admitted.append(now)
         return true
+    }
+
+    /// When there is a place, if there is none now.
+    public func place(rate: Double, at now: UInt64) -> UInt64? {
+        let (places, window) = Self.window(rate)
+        guard admitted.count >= places else { return nil }
+        let free = admitted[admitted.count - places] + window
+        return free > now ? free : nil
+    }
+
+    /// So many places in so many nanoseconds.
+    private static func window(_ rate: Double) -> (places: Int, nanoseconds: UInt64) {
+        let places = max(1, rate.rounded(.down))
+        return (Int(places), UInt64(places / rate * 1e9))
     }
 }

@@ -5,6 +5,9 @@ public import Synchronization
 /// Carries values from one thread (a queue's) to one other (the control plane's), in order, without lock or allocation.
 /// When it is full, the newest value is lost and counted: whoever waits for one must be able to ask again.
 ///
+/// Values can be drained from `signal` on, not from `push`: a queue's thread signals when the verdicts of a batch have
+/// gone, so that nobody acts on a packet while those before it are still on their way to conntrack.
+///
 /// `push` and `signal` belong to the producer's thread, `drain` to the consumer's. Unchecked: slots between `head` and
 /// `tail` are the consumer's, the others the producer's, and the two indices' releases and acquires order the accesses.
 @safe
@@ -12,12 +15,12 @@ public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchec
     @usableFromInline let slots: UnsafeMutablePointer<Element>
     /// The number of slots less one; the number is a power of two.
     @usableFromInline let mask: UInt
-    /// Values pushed so far, without the lost ones.
+    /// The producer's: values pushed so far, without the lost ones.
+    @usableFromInline let pushed = Atomic<UInt>(0)
+    /// Values that the consumer may drain: `pushed` when it was last woken.
     @usableFromInline let tail = Atomic<UInt>(0)
     /// Values drained so far.
     @usableFromInline let head = Atomic<UInt>(0)
-    /// The producer's: `tail` when the consumer was last woken.
-    @usableFromInline let signalled = Atomic<UInt>(0)
     @usableFromInline let lost = Atomic<UInt64>(0)
     @usableFromInline let event: QueueEventDescriptor
 
@@ -38,31 +41,30 @@ public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchec
     /// Values lost because the ring was full.
     public var overflows: UInt64 { lost.load(ordering: .relaxed) }
 
-    /// Adds a value. The consumer is not woken before `signal`. False when the value is lost.
+    /// Adds a value, for the consumer to see after `signal`. False when the value is lost.
     @inlinable
     @discardableResult
     public func push(_ element: Element) -> Bool {
-        let end = tail.load(ordering: .relaxed)
+        let end = pushed.load(ordering: .relaxed)
         guard end &- head.load(ordering: .acquiring) <= mask else {
             lost.store(lost.load(ordering: .relaxed) &+ 1, ordering: .relaxed)
             return false
         }
         unsafe slots[Int(bitPattern: end & mask)] = element
-        tail.store(end &+ 1, ordering: .releasing)
+        pushed.store(end &+ 1, ordering: .relaxed)
         return true
     }
 
-    /// Wakes the consumer if anything was pushed since the last time; once per batch is enough.
+    /// Lets the consumer have what was pushed since the last time, and wakes it; once per batch is enough.
     @inlinable
     public func signal() {
-        let end = tail.load(ordering: .relaxed)
-        guard end != signalled.load(ordering: .relaxed) else { return }
-        signalled.store(end, ordering: .relaxed)
+        let end = pushed.load(ordering: .relaxed)
+        guard end != tail.load(ordering: .relaxed) else { return }
+        tail.store(end, ordering: .releasing)
         event.signal()
     }
 
-    /// Calls `body` for each value that is there, oldest first. What is pushed meanwhile makes the descriptor readable
-    /// again.
+    /// Calls `body` for each value that is there, oldest first. What comes meanwhile makes the descriptor readable again.
     public func drain(_ body: (Element) -> Void) {
         event.clear()
         var start = head.load(ordering: .relaxed)

@@ -87,6 +87,6 @@ public protocol VerdictHandler: ~Copyable, SendableMetatype {
     /// Takes one change, between two batches: every packet received later is decided with it. May allocate.
     mutating func receive(_ message: Message)
 
-    /// The verdicts of a batch of packets have gone to the kernel; the place to wake the control plane once.
+    /// The kernel has carried out the verdicts of a batch of packets; the place to tell the control plane of them, once.
     mutating func endOfBatch()
 }

@@ -11,14 +11,18 @@ struct DrainCommand: AsyncParsableCommand {
         discussion: """
             Sessions that HOST serves now go to the hosts named with --to, in shares by weight: \
             "nfqmigctl drain 192.0.2.1 --to 192.0.2.2=3 --to 192.0.2.3=1". "nfqmigctl drain 192.0.2.2 --to home" sends \
-            home what that host serves.
+            home what that host serves. With --service, the sessions of one [[service]] of the configuration move: those \
+            that HOST serves or, without HOST, all that are not on a to-host yet.
             Exit codes: 0 every session moved and every reset proven; 4 moved, but a reset is unproven; 1 a session \
             stayed where it was, or the drain failed or was cancelled.
             """)
     @OptionGroup var options: CommonOptions
 
-    @Argument(help: "The host to be drained: ADDRESS[:PORT].")
-    var host: String
+    @Argument(help: "The host to be drained: ADDRESS[:PORT]. Not needed with --service.")
+    var host: String?
+
+    @Option(help: "Only sessions of this [[service]] of the configuration.")
+    var service: String?
 
     @Option(help: "A to-host and its weight: ADDRESS[:PORT][=WEIGHT], or home. Without a port, each home's is kept.")
     var to: [String]
@@ -62,8 +66,14 @@ struct DrainCommand: AsyncParsableCommand {
     @Flag(inversion: .prefixedNo, help: "Wait for the outcome, show the progress, and end with its exit code.")
     var wait = true
 
+    func validate() throws {
+        if host == nil, service == nil {
+            throw ValidationError("What is to be moved? Name the HOST to be drained, --service, or both.")
+        }
+    }
+
     func run() async throws {
-        var order = DrainOrder(from: host, to: try to.map(Self.host))
+        var order = DrainOrder(from: host, service: service, to: try to.map(Self.host))
         order.client = client
         order.atMost = atMost
         order.order = self.order
@@ -149,11 +159,11 @@ struct Drains: AsyncParsableCommand {
         let list: DrainList = try await options.client.get("/v1/drains")
         if options.json { return try options.printJSON(list) }
         printTable(
-            ["DRAIN", "FROM", "TO", "STATE", "TOTAL", "MOVED", "GONE", "FAILED", "WAITING"],
+            ["DRAIN", "OF", "TO", "STATE", "TOTAL", "MOVED", "GONE", "FAILED", "WAITING"],
             list.drains.map { report in
                 let state = report.outcome ?? (report.isPaused ? "paused" : report.state)
                 return [
-                    "\(report.id)", report.from, report.shares, state, "\(report.total)", "\(report.moved)",
+                    "\(report.id)", report.what, report.shares, state, "\(report.total)", "\(report.moved)",
                     "\(report.gone)", "\(report.failed)", "\(report.waiting)",
                 ]
             })
@@ -196,12 +206,15 @@ extension DrainReport {
         to.map { $0.weight ?? 1 == 1 ? $0.host : "\($0.host)=\($0.weight ?? 1)" }.joined(separator: " ")
     }
 
+    /// Whose sessions, as the order named them.
+    fileprivate var what: String { [from, service].compactMap { $0 }.joined(separator: "/") }
+
     /// How many have had their turn and an outcome.
     fileprivate var done: Int { moved + gone + failed }
 }
 
 private func tellDrain(_ report: DrainReport) {
-    print("drain \(report.id): \(report.from) → \(report.shares): \(report.outcome ?? report.state)")
+    print("drain \(report.id): \(report.what) → \(report.shares): \(report.outcome ?? report.state)")
     print(
         "\(report.moved) of \(report.total) moved (\(report.unproven) unproven), \(report.gone) gone, \(report.failed) failed, "
             + "\(report.returned) returned, \(report.waiting) waiting")

@@ -23,12 +23,18 @@ import Wire
         #expect(refusal { _ in } == nil)
         #expect(refusal { $0.to = [DrainHost(host: "home")] } == nil)
         #expect(refusal { $0.to.append(DrainHost(host: "192.0.2.3:8080")) } == nil)
+        #expect(refusal { $0.service = "web" } == nil)
+        #expect(refusal { ($0.from, $0.service) = (nil, "web") } == nil)
         #expect(refusal { $0.sessions = [DrainSession(client: "192.0.2.9:4000", home: "192.0.2.1:80")] } == nil)
     }
 
     @Test func `each nonsense is refused in one sentence`() {
         let refusals = [
-            refusal { $0.from = "nonsense" }, refusal { $0.from = "224.0.0.1" }, refusal { $0.to = [] },
+            refusal { $0.from = nil }, refusal { $0.from = "nonsense" },
+            refusal {
+                ($0.from, $0.service) = (nil, "web")
+                $0.to.append(DrainHost(host: "2001:db8::1"))
+            }, refusal { $0.from = "224.0.0.1" }, refusal { $0.to = [] },
             refusal { $0.to[0].host = "2001:db8::1" }, refusal { $0.to[0].host = "192.0.2.1" },
             refusal { $0.to[0].weight = 0 }, refusal { $0.to.append($0.to[0]) },
             refusal { $0.to.append(DrainHost(host: "home")) }, refusal { $0.client = "192.0.2.0/33" },

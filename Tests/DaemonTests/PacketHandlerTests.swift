@@ -50,6 +50,7 @@ import Wire
             let verdict = judge(&handler, &octets, hook: Self.prerouting)
             #expect(verdict == .drop)
             var seen: [ObservedSegment] = []
+            handler.endOfBatch()
             ring.drain {
                 #expect(!$0.hasPassed)
                 seen.append($0.segment)
@@ -82,6 +83,7 @@ import Wire
                 _ = judge(&handler, &octets, hook: Self.prerouting)
             }
             var seen: [TCPFlags] = []
+            handler.endOfBatch()
             ring.drain {
                 #expect($0.hasPassed)
                 seen.append($0.segment.flags)
@@ -104,6 +106,10 @@ import Wire
             }
             #expect(verdicts == [.hold, .hold, .drop])
             var seen: [HeldPacket?] = []
+            // Those before it in its batch must be with conntrack when it is decided about.
+            ring.drain { seen.append($0.held) }
+            #expect(seen.isEmpty)
+            handler.endOfBatch()
             ring.drain {
                 #expect(!$0.hasPassed && !$0.opensConnection && $0.segment.tuple == tuple)
                 seen.append($0.held)

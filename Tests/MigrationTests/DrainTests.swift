@@ -15,6 +15,10 @@ private struct Driver {
     var sentBack: [Int] = []
     /// What the next examination finds.
     var broken: String?
+    /// Like a service's rate: so many nanoseconds between two admissions; nil for none.
+    var interval: UInt64?
+    var placeAt: UInt64 = 0
+    var postponements = 0
     /// What the hosts answer, by place.
     var refusals: [Int: String] = [:]
     var greatestInFlight = 0
@@ -31,7 +35,11 @@ private struct Driver {
                     for host in drain.plan.hosts.indices {
                         events.append(.checked(host: host, refusal: refusals[host]))
                     }
+                case .migrate(let member, _) where interval != nil && now < placeAt:
+                    postponements += 1
+                    events.append(.postponed(member, until: placeAt, reason: "its rate"))
                 case .migrate(let member, let host):
+                    placeAt = now + (interval ?? 0)
                     inFlight.append((member, host))
                     started.append((member, host, now))
                     greatestInFlight = max(greatestInFlight, inFlight.count)
@@ -120,6 +128,46 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
         let before = driver.started.count
         driver.tell(.deadlinePassed)
         #expect(driver.started.count - before <= 11)
+    }
+
+    @Test(arguments: [0, 0.1]) func `a service's rate slows the drain down, and nobody fails`(canary: Double) {
+        var driver = Driver(Drain.Plan(members: 300, hosts: hosts(3, 1), canary: canary))
+        driver.interval = 20_000_000
+        let start = driver.now
+        driver.tell(.begin)
+        driver.run()
+        #expect(driver.drain.outcome == .completed)
+        #expect(driver.drain.counts.moved == 300 && driver.drain.counts.failed == 0 && driver.drain.waiting == 0)
+        #expect(driver.drain.spread.counts == [225, 75])
+        #expect(Set(driver.started.map(\.member)).count == 300)
+        // 50 a second, and the canary's settle time.
+        let seconds = Double((driver.started.last?.at ?? 0) - start) / 1e9 - (canary > 0 ? 2 : 0)
+        #expect(abs(seconds - 299 * 0.02) < 0.6)
+        // It waits, instead of asking all the time.
+        #expect(driver.postponements < 300 * 2 * Drain.mostPostponed)
+        #expect(driver.steps.filter { $0 == "slowed" }.count == 1)
+    }
+
+    @Test func `who is postponed waits, whether the drain is paused, cancelled or ends in the canary`() {
+        var driver = Driver(Drain.Plan(members: 50, hosts: hosts(1), inFlight: 10, canary: 0.2))
+        driver.interval = 1_000_000_000
+        driver.tell(.begin)
+        #expect(driver.inFlight.count == 1)
+        #expect(driver.drain.waiting == 49)
+        driver.tell(.pause)
+        driver.now += 5_000_000_000
+        driver.tell(.deadlinePassed)
+        #expect(driver.started.count == 1)
+        driver.tell(.resume)
+        #expect(driver.started.count == 2)
+        var cancelled = driver
+        cancelled.tell(.cancel)
+        cancelled.end()
+        #expect(cancelled.drain.outcome == .cancelled)
+        #expect(cancelled.drain.counts.moved == 2 && cancelled.drain.waiting == 48)
+        driver.end(.failed(reason: "No."))
+        #expect(driver.drain.outcome == .failed(reason: "No."))
+        #expect(driver.drain.counts.failed + driver.drain.counts.moved + driver.drain.waiting == 50)
     }
 
     @Test func `in pause none begins, and afterwards they go on without a burst`() {

@@ -104,6 +104,26 @@ import Wire
         #expect(Double(admitted.count) >= 8 * rate - 1)
     }
 
+    @Test(arguments: [0.5, 1, 3, 100]) func `who can wait learns when the rate has a place`(rate: Double) {
+        var pace = Pace()
+        var now: UInt64 = 7
+        #expect(pace.place(rate: rate, at: now) == nil)
+        for _ in 0..<250 {
+            if let place = pace.place(rate: rate, at: now) {
+                #expect(place > now)
+                // Not a nanosecond earlier.
+                var early = pace
+                let isEarly = early.take(rate: rate, at: place - 1)
+                #expect(!isEarly)
+                now = place
+            }
+            #expect(pace.place(rate: rate, at: now) == nil)
+            let isTaken = pace.take(rate: rate, at: now)
+            #expect(isTaken)
+            now += 1_000_000
+        }
+    }
+
     @Test func `the rate holds nobody back who goes home, and no other service`() throws {
         var service = try redis()
         service.rate = 1

@@ -75,21 +75,27 @@ struct PacketPathAllocationTests {
             let sender = try LabSocket.raw()
             var result = Result()
             var sent: UInt64 = 0
+            var observed: UInt64 = 0
             func send(until count: UInt64) {
                 while sent < count {
                     sender.send(packets[Int(sent % 4)], to: 1)
                     sent += 1
                     while sent - queue.counters.packets > 1000 { usleep(100) }
-                    if sent % 1000 == 0 { ring.drain { _ in result.observed += 1 } }
+                    if sent % 1000 == 0 { ring.drain { _ in observed += 1 } }
                 }
                 QueueLab.eventually { queue.counters.packets >= count }
-                ring.drain { _ in result.observed += 1 }
+                // The end of a batch is told after its packets are counted.
+                QueueLab.eventually {
+                    ring.drain { _ in observed += 1 }
+                    return observed >= count / 2
+                }
             }
             send(until: 1000)
             let before = queue.counters
             let allocated = log.allocationCount
-            result.observed = 0
+            let seen = observed
             send(until: 51_000)
+            result.observed = Int(observed - seen)
             result.dropped = queue.counters.dropped - before.dropped
             result.rewritten = queue.counters.rewritten - before.rewritten
             result.accepted = queue.counters.accepted - before.accepted

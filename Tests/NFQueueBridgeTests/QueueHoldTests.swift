@@ -1,7 +1,25 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import Daemon
+import Foundation
 import NFQueueBridge
+import Rewriter
 import Testing
+import Wire
+
+/// The daemon's handler on a machine so slow that a batch takes its time.
+private struct SlowHandler: VerdictHandler, ~Copyable {
+    var base: PacketHandler
+
+    mutating func verdict(for packet: inout MutableSpan<UInt8>, _ metadata: PacketMetadata) -> Verdict {
+        let verdict = base.verdict(for: &packet, metadata)
+        usleep(20_000)
+        return verdict
+    }
+
+    mutating func receive(_ message: FlowChange) { base.receive(message) }
+    mutating func endOfBatch() { base.endOfBatch() }
+}
 
 @Suite(.serialized, .enabled(if: QueueLab.isAvailable, Comment(rawValue: QueueLab.requirement)))
 struct QueueHoldTests {
@@ -97,5 +115,47 @@ struct QueueHoldTests {
         #expect(result.counters.held == 2 && result.counters.dropped == 1)
         #expect(result.waiting == [2, 0])
         #expect(result.arrived.isEmpty)
+    }
+
+    @Test func `a SYN that waits is told of when the others of its batch have gone on`() throws {
+        @Sendable func endpoint(_ host: UInt32, _ port: UInt16) -> Endpoint {
+            Endpoint(address: .v4(IPv4Address(rawValue: 0xc612_0000 | host)), port: port)
+        }
+        @Sendable func packet(_ port: UInt16, _ flags: TCPFlags) -> [UInt8] {
+            TCPSegment(
+                tuple: FourTuple(source: endpoint(2, port), destination: endpoint(1, 80)),
+                sequence: SequenceNumber(1), acknowledgement: SequenceNumber(2), flags: flags, window: 512
+            ).encode()
+        }
+        let client = FlowKey(
+            stage: .prerouting, tuple: FourTuple(source: endpoint(2, 1001), destination: endpoint(1, 80)))
+        let flows: [(key: FlowKey, rule: FlowRule)] = [(client.anyPort, .holdSYN(.pass))]
+        let (told, waiting) = try QueueLab.inNamespace { () -> ([UInt64], UInt64) in
+            let ring = try ObservationRing<Observation>(capacity: 16)
+            let queue = try QueueThread<SlowHandler>(queue: 0, options: QueueOptions()) {
+                SlowHandler(base: PacketHandler(observations: ring, mark: 0x6e6d, seed: 7, flows: flows))
+            }
+            try QueueLab.divertAll()
+            // What arrives would be answered with a RST.
+            try QueueLab.shell(
+                "nft 'add table inet mute; add chain inet mute input { type filter hook input priority 0; policy drop; }'"
+            )
+            let sender = try LabSocket.raw()
+            // While the first has the thread, the others become one batch: the SYN in its middle.
+            sender.send(packet(1001, .ack), to: 1)
+            usleep(5_000)
+            for each in [packet(1001, .rst), packet(1002, .syn), packet(1003, .ack)] { sender.send(each, to: 1) }
+            var told: [UInt64] = []
+            var waiting: UInt64 = 99
+            QueueLab.eventually {
+                ring.drain { _ in told.append(queue.counters.batches) }
+                if !told.isEmpty { waiting = (try? QueueLab.kernelState(of: 0)?.waiting) ?? 99 }
+                return !told.isEmpty
+            }
+            return (told, waiting)
+        }
+        // Nothing of that batch waits any more but the SYN.
+        #expect(told == [2])
+        #expect(waiting == 1)
     }
 }

@@ -11,15 +11,32 @@ struct QueueObservationTests {
         var drained: [Int] = []
         for round in 0..<10 {
             for value in 0..<5 { ring.push(round * 5 + value) }
+            ring.signal()
             ring.drain { drained.append($0) }
         }
         #expect(drained == Array(0..<50))
         #expect(ring.overflows == 0)
     }
 
+    @Test func `what is pushed is not there before the signal, and what follows it waits for the next one`() throws {
+        let ring = try ObservationRing<Int>(capacity: 8)
+        var drained: [Int] = []
+        ring.push(1)
+        ring.drain { drained.append($0) }
+        #expect(drained.isEmpty)
+        ring.signal()
+        ring.push(2)
+        ring.drain { drained.append($0) }
+        #expect(drained == [1])
+        ring.signal()
+        ring.drain { drained.append($0) }
+        #expect(drained == [1, 2])
+    }
+
     @Test func `a full ring loses the newest and counts them`() throws {
         let ring = try ObservationRing<Int>(capacity: 8)
         for value in 0..<11 { #expect(ring.push(value) == (value < 8)) }
+        ring.signal()
         var drained: [Int] = []
         ring.drain { drained.append($0) }
         #expect(drained == Array(0..<8))

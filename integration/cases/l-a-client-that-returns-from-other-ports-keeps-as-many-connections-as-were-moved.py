@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A client with eight connections to one home, three of them moved with scope connection: whenever it comes back from
 other source ports, exactly three of its connections are on the to-host, also with connections in between that nobody
-moved, and after the daemon has started anew. Both datapaths, both families; a hundred runs, or twelve."""
+moved, and after the daemon has started anew. Both datapaths, both families; a hundred runs each datapath, or six."""
 
 import os
 import random
@@ -209,7 +209,7 @@ def goodbye(case, stage, datapath):
 
 
 def body(case):
-    runs = 25 if case.full else 3
+    runs = 50 if case.full else 3
     choice = random.Random(793)
     with Stage([PORT, OTHER]) as stage:
         for datapath in ("kernel", "queue"):

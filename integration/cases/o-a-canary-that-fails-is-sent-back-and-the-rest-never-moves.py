@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The first share of a drain goes to a host that accepts connections and then resets them: it goes back by itself, the
-rest never moves, and everybody is told why. A canary on a sound host lets the rest follow."""
+rest never moves, and everybody is told why. A canary on a sound host lets the rest follow. A service's rate slows a drain
+down, and a drain of one service leaves the others alone."""
 
 import json
 import os
@@ -13,7 +14,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 import tap
 from inspection import conntrack, sockets
 from lab import LabError, address, endpoint
-from many import CrowdOf
+from many import ADDRESSES, CrowdOf
+from product import EVERYTHING
 from stage import Stage
 
 PORT, TREACHEROUS, MUTE = 7000, 7999, 7998
@@ -75,6 +77,54 @@ def refused_canary(case, stage, crowd, count, what, to, *more):
     return report
 
 
+def services(case, stage, crowd, count):
+    """Two services with the same home, told apart by their clients; one of them has a rate."""
+    rate = 50
+    everything = {"homes": ["0.0.0.0/0:1-65535"], "hosts": ["0.0.0.0/0"]}
+    few = ["198.18.1.%d" % number for number in range(101, 105)]
+    stage.daemon.reload(service=[dict(everything, name="few", clients=[each + "/32" for each in few], rate=rate),
+                                 dict(everything, name="rest")])
+    share = count * len(few) // len(ADDRESSES)
+    refused = stage.daemon.ctl("drain", "--service", "nobody", "--to", address("b"), "--json")
+    case.ok(refused.code == 2 and '"nobody"' in refused.err and '"few"' in refused.err,
+            "a service that is not configured is refused, and those that are are named", str(refused))
+    nothing = stage.daemon.ctl("drain", "--to", address("b"), "--json")
+    case.ok(nothing.code not in (0, 3), "a drain of nothing is refused", str(nothing))
+    dry = stage.daemon.ctl("drain", "--service", "few", "--to", address("b"), "--dry-run", "--json")
+    case.equal({each["client"].rpartition(":")[0] for each in dry["sessions"] or ()}, set(few),
+               "a dry run of a service has its clients")
+
+    crowd.history()
+    answer = stage.daemon.ctl("drain", "--service", "few", "--to", address("b"), "--to", address("d"), "--json")
+    case.equal([answer.code, answer["service"], answer["total"], answer["moved"], answer["failed"]],
+               [0, "few", share, share, 0], "a service with a rate is drained whole, and nobody is refused")
+    downs = sorted(crowd.history()["downs"])
+    # A window admits a second's worth at once, so the last second's worth comes early. 0.9: the client sees it with delay.
+    took, worst = downs[-1] - downs[0], max(sum(first <= each < first + 0.9 for each in downs) for first in downs)
+    case.note("%d sessions in %.2f s at %d a second; the most within 0.9 s %d" % (share, took, rate, worst))
+    case.ok(abs(took - (-(-share // rate) - 1)) < 0.3 and worst <= rate, "at its rate", "%.2f s, %d" % (took, worst))
+    case.equal(crowd.settled()["up"], {"A": count - share, "B": share // 2, "D": share // 2},
+               "in equal shares, and the other service is where it was")
+    # Those on B are to be on D too; those on D are not touched.
+    again = stage.daemon.ctl("drain", "--service", "few", "--to", address("d"), "--json")
+    case.equal([again.code, again["total"], crowd.settled()["up"]],
+               [0, share // 2, {"A": count - share, "D": share}], "without a host, those on a to-host already stay")
+    both = stage.daemon.ctl("drain", address("d"), "--service", "rest", "--to", "home", "--json")
+    case.equal(both.code, 3, "host and service together: the other service has nothing there")
+    home = stage.daemon.ctl("drain", "--service", "few", "--to", "home", "--json")
+    case.equal([home.code, home["total"], crowd.settled()["up"]], [0, share, {"A": count}],
+               "the service is sent home, and no rate holds it up")
+    # A canary whose way back leads to a host waits for the rate too.
+    stage.daemon.ctl("drain", "--service", "few", "--to", address("b"), "--json")
+    back = stage.daemon.ctl("drain", address("b"), "--service", "few", "--to", endpoint(address("d"), TREACHEROUS),
+                            "--canary", "1", "--json")
+    case.equal([back.code, back["outcome"], back["returned"]], [1, "failed", back["moved"]],
+               "a canary with a rate goes back whole")
+    case.equal(crowd.settled()["up"], {"A": count - share, "B": share}, "to where it was")
+    case.equal(stage.daemon.ctl("drain", "--service", "few", "--to", "home").code, 0, "and home")
+    stage.daemon.reload(service=EVERYTHING)
+
+
 def body(case):
     count = 2000 if case.full else 400
     with Stage([PORT]) as stage:
@@ -129,6 +179,7 @@ def body(case):
         case.equal(up.get("A", 0), report["moved"], "what had moved stays")
         answer = stage.daemon.ctl("drain", address("b"), "--to", "home", "--json")
         case.equal([answer.code, crowd.settled()["up"]], [0, {"A": count}], "all are home in the end")
+        services(case, stage, crowd, count)
         crowd.close()
         time.sleep(0.5)
         stage.clean(case, patience=15)

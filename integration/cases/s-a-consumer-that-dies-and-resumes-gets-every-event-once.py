@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A consumer of the event stream that is killed in the middle of many migrations, again and again, and resumes: no event is
-lost and none comes twice. One that does not read holds nobody up; over a restart of the daemon ids rise, and what is
+"""A consumer of the event stream that is killed in the middle of many migrations and of a drain, again and again, and resumes:
+no event is lost and none comes twice. One that does not read holds nobody up; over a restart of the daemon ids rise, and what is
 gone is said to be gone."""
 
 import json
@@ -15,6 +15,8 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
 import tap
+from lab import address
+from many import CrowdOf
 from openapi import Description
 from product import program
 from rawhttp import EventStream, request
@@ -132,6 +134,58 @@ def kills(case, stage, names):
     return wanted[-1]["id"]
 
 
+def mid_drain(case, stage, after):
+    """Consumers that are killed while a drain moves hundreds of sessions, one that resumes only when it is over, and one
+    that looks at this drain alone; all of them from event `after` on."""
+    rng, count = random.Random(SEED), 1500 if case.full else 400
+    crowd = CrowdOf(stage.lab, count, PORT, busy=20)
+    case.equal(crowd.settled(60)["up"], {"A": count}, "%d connections are to be drained" % count)
+    path = stage.daemon.socket
+    reference = EventStream(path, last=after)
+    one, last_one, two, last_two, late, last_late = [], after, [], after, [], after
+    begun = stage.daemon.ctl("drain", address("a"), "--to", address("b"), "--to", address("d"), "--client",
+                             "198.18.1.96/27", "--rate", "100", "--no-wait", "--json")
+    number, kills, progress = begun["id"], 0, []
+    while True:
+        last_one = killed_by_socket(stage, one, last_one, rng)
+        last_two = killed_by_signal(stage, two, last_two, rng)
+        if kills == 3:
+            last_late = killed_by_socket(stage, late, last_late, rng)
+        report = next(each for each in stage.daemon.ctl("drains", "--json")["drains"] if each["id"] == number)
+        if report.get("outcome"):
+            break
+        kills += 1
+        progress.append(report["moved"])
+    case.equal([report["outcome"], report["total"], report["moved"]], ["completed", count, count],
+               "the drain moves everybody meanwhile")
+    case.ok(kills >= 10 and 0 < progress[1] < progress[-1] < count,
+            "two consumers are killed %d times each while it runs" % kills, str(progress))
+    settled(reference)
+    tails = [EventStream(path, last=last, events=events)
+             for last, events in ((last_one, one), (last_two, two), (last_late, late))]
+    for tail in tails:
+        settled(tail)
+    wanted = list(reference.events)
+    ids = [event["id"] for event in wanted]
+    case.equal(ids, list(range(after + 1, after + 1 + len(ids))), "ids rise by one through the drain")
+    finished = [event["migration"] for event in wanted if event["kind"] == "migration.finished"
+                and event.get("drain") == number]
+    case.equal([len(finished), len(set(finished))], [count, count], "each session's migration has one end among them")
+    exact(case, one, wanted, "mid-drain, a consumer whose connection broke %d times" % kills)
+    exact(case, two, wanted, "mid-drain, nfqmigctl, killed %d times" % kills)
+    exact(case, late, wanted, "mid-drain, a consumer that was killed early and resumes when all is over")
+    only = EventStream(path, "/v1/events?after=%d&drain=%d" % (after, number))
+    settled(only)
+    exact(case, only.events, [event for event in wanted if event.get("drain") == number], "the filter by drain")
+    case.note("%d events of a drain of %d sessions; %.1f events a kill" % (len(wanted), count, len(wanted) / kills))
+    for stream in [reference, only] + tails:
+        stream.close()
+    for host in "bd":
+        stage.daemon.ctl("drain", address(host), "--to", "home", "--client", "198.18.1.96/27", "--json")
+    case.equal(crowd.settled()["up"], {"A": count}, "all are sent home")
+    crowd.close()
+
+
 def restarts(case, stage, name):
     """Ids over an orderly end and over a crash."""
     path = stage.daemon.socket
@@ -172,7 +226,8 @@ def body(case):
     with Stage([PORT]) as stage:
         for index, name in enumerate(names):
             stage.open(name, "rr", PORT, sport=20001 + index)
-        kills(case, stage, names)
+        last = kills(case, stage, names)
+        mid_drain(case, stage, last)
         restarts(case, stage, names[0])
         for name in names[1:]:
             stage.migrate(name, "return")
