@@ -51,6 +51,9 @@ package struct DrainSelection {
         }
         guard hosts.count <= 1000 else { throw MalformedOrder("A drain has 1000 to-hosts at most.") }
         scope = try Self.named(order.scope, "a scope: use connection or client") ?? .connection
+        if scope == .service {
+            throw MalformedOrder("A drain moves sessions one by one: use scope connection or client.")
+        }
         datapath = try Self.named(order.datapath, "a datapath: use kernel or queue") ?? defaultDatapath
         self.order = try Self.named(order.order, "an order: use oldest, newest or busiest")
         passive = order.passive ?? false
