@@ -30,7 +30,8 @@ extension Coordinator {
             )
         }
         logger.notice(
-            "configuration reloaded: \(policy.services.count) services, \(hooks.count) hooks, \(webhooks.count) webhooks")
+            "configuration reloaded: \(policy.services.count) services, \(hooks.count) hooks, \(webhooks.count) webhooks"
+        )
         if policy.services.isEmpty { warnOfEmptyPolicy() }
     }
 

@@ -85,7 +85,8 @@ extension Coordinator {
         while !Task.isCancelled {
             guard
                 let batch = await events(
-                    after: running.position, matching: webhook.filter, limit: webhook.batch, patience: 3_600_000_000_000)
+                    after: running.position, matching: webhook.filter, limit: webhook.batch, patience: 3_600_000_000_000
+                )
             else {
                 skipWhatIsGone(running)
                 continue
@@ -122,7 +123,8 @@ extension Coordinator {
             let first = running.missed?.first ?? running.position + 1
             running.missed = MissedEvents(first: first, last: oldest - 1)
             logger.warning(
-                "webhook \(running.webhook.name): events \(first) to \(oldest - 1) are kept no longer, and it has missed them")
+                "webhook \(running.webhook.name): events \(first) to \(oldest - 1) are kept no longer, and it has missed them"
+            )
         }
         running.position = oldest - 1
     }

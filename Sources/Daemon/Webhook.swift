@@ -87,5 +87,7 @@ extension Configuration {
 }
 
 extension Character {
-    fileprivate var isPartOfName: Bool { isASCII && (isLetter || isNumber || self == "-" || self == "_" || self == ".") }
+    fileprivate var isPartOfName: Bool {
+        isASCII && (isLetter || isNumber || self == "-" || self == "_" || self == ".")
+    }
 }

@@ -55,9 +55,10 @@ import Testing
                 + "[[webhook]]\nname = \"b\"\npost = \"https://[2001:db8::7]/b\"\nservice = \"redis\"\n"
                 + "kinds = [\"drain.finished\"]\nbatch = 1\ntimeout = 0.5\nlongest-pause = 4", path: "x")
         #expect(configuration.webhooks.map(\.name) == ["a", "b"])
-        #expect(configuration.webhooks.map(\.filter) == [
-            EventFilter(), EventFilter(service: "redis", kinds: [.drainFinished]),
-        ])
+        #expect(
+            configuration.webhooks.map(\.filter) == [
+                EventFilter(), EventFilter(service: "redis", kinds: [.drainFinished]),
+            ])
         #expect(configuration.webhooks.map(\.batch) == [100, 1])
         let pauses = (1...6).map { configuration.webhooks[1].pause(after: $0) }
         #expect(pauses == [0.5, 1, 2, 4, 4, 4])
