@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The description of the control interface, docs/openapi.yaml, and whether an answer is inside it."""
 
+import json
 import os
 import re
 import sys
@@ -42,6 +43,89 @@ class Description:
                     for method, path in re.findall(r'ControlRoute\(\s*"([A-Z]+)",\s*"([^"]+)"', file.read()):
                         found.add((method, re.sub(r":(\w+)", r"{\1}", path)))
         return found
+
+    def documents(self):
+        """{schema's name, or (schema's name, property) of one that is written in place: {member: whether it may be absent}} of
+        the source."""
+        found, folder = {}, os.path.join(ROOT, "Sources", "ControlInterface")
+        for name in sorted(os.listdir(folder)):
+            with open(os.path.join(folder, name)) as file:
+                lines = file.read().splitlines()
+            inner, outer = None, None
+            for line in lines:
+                if match := re.match(r"( *)public struct (\w+): .*\bCodable\b", line):
+                    if match.group(1):
+                        inner = next((outer, member) for member, (kind, _) in found[outer].items() if match.group(2) in kind)
+                        found[inner] = {}
+                    else:
+                        outer = match.group(2)
+                        found[outer] = {}
+                elif re.match(r"(public|struct|enum|extension|private)\b", line):
+                    outer = None
+                elif line == "    }":
+                    inner = None
+                elif match := re.match(r"( +)public (?:var|let) (\w+): ([^={]+?)(?: = .*)?$", line):
+                    if place := inner if len(match.group(1)) == 8 else outer:
+                        found[place][match.group(2)] = (match.group(3), match.group(3).endswith("?"))
+        return {place: {member: optional for member, (_, optional) in members.items()} for place, members in found.items()}
+
+    def described(self):
+        """The same of the description."""
+        found, schemas = {}, self.document["components"]["schemas"]
+        def add(place, schema):
+            found[place] = {member: member not in schema.get("required", ()) for member in schema["properties"]}
+        for name, schema in schemas.items():
+            if "properties" not in schema:
+                continue
+            add(name, schema)
+            for member, value in schema["properties"].items():
+                for inline in (value, value.get("items", {})):
+                    if "properties" in inline:
+                        add((name, member), inline)
+        return found
+
+    def names(self, enumeration):
+        """The raw values of an enumeration of the source."""
+        folder = os.path.join(ROOT, "Sources", "ControlInterface")
+        for name in os.listdir(folder):
+            with open(os.path.join(folder, name)) as file:
+                match = re.search(r"enum %s: String.*?\n( *)\}" % enumeration, file.read(), re.DOTALL)
+            if match:
+                return re.findall(r'case \w+ = "([^"]+)"', match.group(0))
+        return []
+
+    def with_values(self, parameters, members, path):
+        """Write the description to a file in which parameters may have these values, too, and members of orders have no
+        others, so that orders are carried out: {parameter: [values]}, {member: [values]}. Answers are described as ever."""
+        document = json.loads(json.dumps(self.document))
+        def visit(here):
+            if isinstance(here, list):
+                for each in here:
+                    visit(each)
+            elif isinstance(here, dict):
+                for name in set(here.get("properties", ())) & set(members):
+                    here["properties"][name] = {"enum": members[name]}
+                    if None not in members[name]:
+                        here["required"] = sorted(set(here.get("required", ())) | {name})
+                if here.get("in") in ("query", "path") and here.get("name") in parameters:
+                    here["schema"] = {"anyOf": [{"enum": parameters[here["name"]]}, here["schema"]]}
+                for each in here.values():
+                    visit(each)
+        schemas = document["components"]["schemas"]
+        # What reports share with orders is described apart.
+        schemas["OrderedHost"] = json.loads(json.dumps(schemas["DrainHost"]))
+        schemas["DrainOrder"]["properties"]["to"]["items"] = {"$ref": "#/components/schemas/OrderedHost"}
+        for name in ("MigrationOrder", "OrderedHost"):
+            visit(schemas[name])
+        del schemas["DrainOrder"]["properties"]["client"]
+        to = schemas["DrainOrder"]["properties"].pop("to")
+        visit(schemas["DrainOrder"])
+        schemas["DrainOrder"]["properties"]["to"] = dict(to, minItems=1, maxItems=1)
+        visit(document["components"]["parameters"])
+        visit(document["paths"])
+        with open(path, "w") as file:
+            json.dump(document, file)
+        return path
 
     def resolve(self, value):
         while isinstance(value, dict) and "$ref" in value:

@@ -3,6 +3,7 @@
 
 import http.client
 import json
+import re
 import socket
 import threading
 
@@ -72,6 +73,46 @@ def exchange(path, octets, timeout=2.0, half_close=True):
         except OSError:
             pass
     return received
+
+
+def answers(path, octets, half_close=True, patience=5.0, quiet=0.03):
+    """Send octets as they are; the answers to them as [(status, document or None)], and what came, octet by octet. Waits for
+    the end of the connection, `patience` seconds at most, and no more than `quiet` seconds after a whole answer."""
+    received, found = b"", []
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(patience)
+        client.connect(path)
+        try:
+            client.sendall(octets)
+            if half_close:
+                client.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # It has heard enough.
+        while True:
+            try:
+                part = client.recv(65536)
+            except OSError:
+                break
+            if not part:
+                break
+            received += part
+            found, rest = split(received)
+            if found and not rest and not half_close:
+                client.settimeout(quiet)
+    return found, received
+
+
+def split(octets):
+    """([(status, JSON document or None)], what is behind the last whole answer)."""
+    found = []
+    while True:
+        head, end, rest = octets.partition(b"\r\n\r\n")
+        match = re.match(rb"HTTP/1\.[01] (\d{3}) ", head)
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+        if not end or not match or not length or len(rest) < int(length.group(1)):
+            return found, octets
+        body, octets = rest[:int(length.group(1))], rest[int(length.group(1)):]
+        found.append((int(match.group(1)), Response(0, [], body).json))
 
 
 class EventStream:

@@ -71,7 +71,7 @@ extension ControlRoute {
     /// This route, with each of its requests written into the audit log if it may change something.
     func audited(by log: AuditLog) -> ControlRoute {
         guard method != "GET" else { return self }
-        return ControlRoute(method, path) { request in
+        return ControlRoute(method, path, query: query, longestBody: longestBody) { request in
             let path = path.split(separator: "/").map { part in
                 part.hasPrefix(":") ? request.parameters[String(part.dropFirst())] ?? String(part) : String(part)
             }.joined(separator: "/")

@@ -6,7 +6,7 @@ internal import Migration
 internal import TOMLKit
 internal import Wire
 
-/// One table of a list (`[[service]]`, `[[hook]]`) while it is read. Mistakes are named with the table and the key.
+/// One table of a list (`[[service]]`, `[[hook]]`, `[[webhook]]`) while it is read. Mistakes are named with the table and the key.
 struct ConfigurationTable {
     let path: String
     /// How errors call it: `service "redis"`, or `[[hook]] 2` for want of a name.
@@ -180,7 +180,7 @@ extension Configuration {
                 guard let delivery = Delivery(address, timeout: timeout) else {
                     throw table.wrong("post", "an address that begins with http:// or https://")
                 }
-                action = .webhook(delivery)
+                action = .post(delivery)
             default:
                 throw ConfigurationError(
                     path: path, reason: "\(table.title) needs either run (a program) or post (a web address)")
@@ -198,6 +198,14 @@ extension Configuration {
                 path: path,
                 reason:
                     "[[hook]] \(index + 1): service \"\(service)\" is not configured; add a [[service]] of that name")
+        }
+        for webhook in webhooks {
+            guard let service = webhook.filter.service, policy.service(named: service) == nil else { continue }
+            throw ConfigurationError(
+                path: path,
+                reason:
+                    "webhook \"\(webhook.name)\": service \"\(service)\" is not configured; add a [[service]] of that name"
+            )
         }
     }
 

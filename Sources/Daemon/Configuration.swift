@@ -34,6 +34,8 @@ public struct Configuration: Hashable, Sendable {
     public var policy = Policy()
     /// What is to happen at points of a migration, besides the migration.
     package var hooks: [Hook] = []
+    /// Who is told of events.
+    package var webhooks: [Webhook] = []
 
     public init() {}
 
@@ -119,6 +121,7 @@ public struct Configuration: Hashable, Sendable {
         case "reconnect-timeout": lifetimes.reconnect = try seconds()
         case "service": policy.services = try Self.services(value, path: path)
         case "hook": hooks = try Self.hooks(value, path: path)
+        case "webhook": webhooks = try Self.webhooks(value, path: path)
         default:
             throw ConfigurationError(path: path, reason: "\(key) is not a setting; docs/nfqmigd.toml lists them")
         }

@@ -12,8 +12,6 @@ final class ControlConnection: ChannelDuplexHandler {
     typealias OutboundIn = HTTPServerResponsePart
     typealias OutboundOut = HTTPServerResponsePart
 
-    /// The longest body, in octets: room for an order that lists ten thousand sessions.
-    static let longestBody = 2 << 20
     /// A request has to be there so many seconds after the connection's begin, or after the answer before.
     static let patience: Int64 = 30
     /// Seconds that a refused sender has to read the refusal.
@@ -28,7 +26,13 @@ final class ControlConnection: ChannelDuplexHandler {
 
     private let responder: ControlResponder
     private let caller: Caller
+    private let connections: OpenConnections
+    private let meter: RequestMeter
     private let isOneTooMany: Bool
+    /// The longest body that the present request may have, in octets.
+    private var longestBody = ControlRoute.shortBody
+    /// Octets of room that the present request's body takes up.
+    private var room = 0
     private var state = State.receiving
     private var head: HTTPRequestHead?
     private var body = ByteBuffer()
@@ -36,9 +40,14 @@ final class ControlConnection: ChannelDuplexHandler {
     private var deadline: Scheduled<Void>?
     private var isInputClosed = false
 
-    init(responder: ControlResponder, caller: Caller, isOneTooMany: Bool) {
+    init(
+        responder: ControlResponder, caller: Caller, connections: OpenConnections, meter: RequestMeter,
+        isOneTooMany: Bool
+    ) {
         self.responder = responder
         self.caller = caller
+        self.connections = connections
+        self.meter = meter
         self.isOneTooMany = isOneTooMany
     }
 
@@ -52,6 +61,7 @@ final class ControlConnection: ChannelDuplexHandler {
         answering?.cancel()
         answering = nil
         deadline?.cancel()
+        giveBackRoom()
         context.fireChannelInactive()
     }
 
@@ -60,24 +70,39 @@ final class ControlConnection: ChannelDuplexHandler {
         switch unwrapInboundIn(data) {
         case .head(let head):
             self.head = head
-            body.clear()
+            longestBody = responder.longestBody(of: head)
             if isOneTooMany {
                 refuse(
                     context,
                     Problem(
                         kind: .tooManyConnections,
                         detail:
-                            "nfqmigd serves \(ControlService.connectionLimit) connections at once: close some of yours."
+                            "nfqmigd serves \(OpenConnections.limit) connections at once, and fewer of one user: close some of yours."
                     ))
             } else if let length = head.headers.first(name: "content-length").flatMap({ Int($0) }),
-                length > Self.longestBody
+                length > longestBody
             {
-                refuse(context, .bodyTooLarge)
+                refuse(context, .bodyTooLarge(longestBody))
+            } else if let flaw = head.flaw {
+                refuse(context, Problem(kind: .malformedRequest, detail: flaw))
+            } else if head.headers[canonicalForm: "expect"].contains("100-continue") {
+                let goOn = HTTPResponseHead(version: head.version, status: .continue)
+                context.writeAndFlush(wrapOutboundOut(.head(goOn)), promise: nil)
             }
         case .body(var part):
-            guard body.readableBytes + part.readableBytes <= Self.longestBody else {
-                return refuse(context, .bodyTooLarge)
+            guard body.readableBytes + part.readableBytes <= longestBody else {
+                return refuse(context, .bodyTooLarge(longestBody))
             }
+            guard connections.takeRoom(part.readableBytes) else {
+                return refuse(
+                    context,
+                    Problem(
+                        kind: .tooManyConnections,
+                        detail:
+                            "nfqmigd holds \(OpenConnections.roomForBodies) octets of bodies at once: send this one again later."
+                    ))
+            }
+            room += part.readableBytes
             body.writeBuffer(&part)
         case .end:
             guard let head else { return }
@@ -85,13 +110,15 @@ final class ControlConnection: ChannelDuplexHandler {
             state = .answering
             let request = ReceivedRequest(caller: caller, head: head, body: Data(body.readableBytesView))
             self.head = nil
-            body.clear()
+            // Not cleared: a connection that stays open keeps no room.
+            body = ByteBuffer()
             let (responder, channel) = (responder, context.channel)
             answering = Task { await responder.answer(request, on: channel) }
         }
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        if error is RequestTooLong, state == .receiving { return refuse(context, .bodyTooLarge(longestBody)) }
         switch (error as? HTTPParserError, state) {
         case (.headerOverflow?, .receiving):
             refuse(
@@ -101,6 +128,9 @@ final class ControlConnection: ChannelDuplexHandler {
                     detail: "The headers may have \(ControlService.longestHeaders) octets together: send fewer."))
         case (_?, .receiving):
             refuse(context, Problem(kind: .malformedRequest, detail: "This is not an HTTP/1.1 request (\(error))."))
+        case (_, .answering) where !(error is IOError) && !(error is ChannelError):
+            // What the parser minds comes behind requests that are still to be answered, and is said again then.
+            break
         default:
             context.close(promise: nil)
         }
@@ -111,7 +141,10 @@ final class ControlConnection: ChannelDuplexHandler {
         case ChannelEvent.inputClosed:
             // Somebody who has sent a whole request may still read its answer.
             isInputClosed = true
-            if state != .answering { context.close(promise: nil) }
+            guard state == .receiving else { return }
+            // Not at once: this may come in the middle of a write, before the answer ahead of it is flushed.
+            let bound = NIOLoopBound(context, eventLoop: context.eventLoop)
+            context.eventLoop.execute { bound.value.close(promise: nil) }
         case is ControlService.Ending:
             if state == .receiving { context.close(promise: nil) }
         default:
@@ -124,6 +157,7 @@ final class ControlConnection: ChannelDuplexHandler {
             return context.write(data, promise: promise)
         }
         answering = nil
+        giveBackRoom()
         guard isInputClosed else {
             state = .receiving
             awaitRequest(context)
@@ -137,8 +171,14 @@ final class ControlConnection: ChannelDuplexHandler {
         context.write(data, promise: written)
     }
 
+    private func giveBackRoom() {
+        connections.giveBackRoom(room)
+        room = 0
+    }
+
     private func awaitRequest(_ context: ChannelHandlerContext) {
         deadline?.cancel()
+        meter.begin()
         let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
         deadline = context.eventLoop.scheduleTask(in: .seconds(Self.patience)) {
             let (connection, context) = bound.value
@@ -157,7 +197,8 @@ final class ControlConnection: ChannelDuplexHandler {
         state = .closing
         deadline?.cancel()
         head = nil
-        body.clear()
+        body = ByteBuffer()
+        giveBackRoom()
         let reply = Reply(problem)
         context.write(wrapOutboundOut(.head(reply.head(version: .http1_1, closes: true))), promise: nil)
         context.write(wrapOutboundOut(.body(.byteBuffer(ByteBuffer(bytes: reply.body)))), promise: nil)
@@ -177,10 +218,24 @@ struct ReceivedRequest: Sendable {
     var body: Data
 }
 
+extension HTTPRequestHead {
+    /// What about it leaves open what is asked of whom, or where it ends, although the parser takes it; a sentence.
+    fileprivate var flaw: String? {
+        if version == .http1_1, headers["host"].count != 1 { return "An HTTP/1.1 request has one Host: send one." }
+        let codings = headers[canonicalForm: "transfer-encoding"]
+        if !codings.isEmpty, codings.map({ $0.lowercased() }) != ["chunked"] {
+            return "The only transfer coding here is chunked: send the body so, or with Content-Length."
+        }
+        for name in ["content-type", "idempotency-key", "last-event-id"] where headers[name].count > 1 {
+            return "The request has more than one \(name): send one."
+        }
+        return nil
+    }
+}
+
 extension Problem {
-    fileprivate static var bodyTooLarge: Problem {
+    fileprivate static func bodyTooLarge(_ longest: Int) -> Problem {
         Problem(
-            kind: .contentTooLarge,
-            detail: "A body may have \(ControlConnection.longestBody) octets: ask for less at once.")
+            kind: .contentTooLarge, detail: "The body may have \(longest) octets here: ask for less at once.")
     }
 }

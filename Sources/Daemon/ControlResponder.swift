@@ -50,6 +50,14 @@ struct ControlResponder: Sendable {
     /// Seconds of silence on a stream of events before a sign of life.
     static let keepAlive: UInt64 = 15
 
+    /// The longest body of a request with this head, in octets.
+    func longestBody(of head: HTTPRequestHead) -> Int {
+        guard let target = try? RequestTarget(head.uri),
+            case .route(let route, _) = table.match(head.method.rawValue, target.path)
+        else { return ControlRoute.shortBody }
+        return route.longestBody
+    }
+
     /// Answers one request on its connection.
     func answer(_ request: ReceivedRequest, on channel: any Channel) async {
         let version: HTTPVersion = request.head.version == .http1_0 ? .http1_0 : .http1_1
@@ -60,11 +68,11 @@ struct ControlResponder: Sendable {
         do {
             switch await outcome(of: request) {
             case .reply(let reply):
+                // The answer to HEAD ends with its head, whatever its Content-Length says (RFC 9110 section 9.3.2).
+                let body: [HTTPServerResponsePart] =
+                    request.head.method == .HEAD ? [] : [.body(.byteBuffer(ByteBuffer(bytes: reply.body)))]
                 try await write(
-                    [
-                        .head(reply.head(version: version, closes: isLast)),
-                        .body(.byteBuffer(ByteBuffer(bytes: reply.body))), .end(nil),
-                    ], on: channel)
+                    [.head(reply.head(version: version, closes: isLast))] + body + [.end(nil)], on: channel)
                 if isLast { try await channel.close() }
             case .events(let feed):
                 try await stream(feed, version: version, on: channel)
@@ -118,8 +126,8 @@ struct ControlResponder: Sendable {
     ) throws(Problem) -> ControlRequest {
         var headers: [String: String] = [:]
         for (name, value) in received.head.headers { headers[name.lowercased()] = value }
-        if let known = route.query, let unknown = target.query.keys.sorted().first(where: { !known.contains($0) }) {
-            let choice = known.isEmpty ? "it takes none" : "use " + known.joined(separator: ", ")
+        if let unknown = target.query.keys.sorted().first(where: { !route.query.contains($0) }) {
+            let choice = route.query.isEmpty ? "it takes none" : "use " + route.query.joined(separator: ", ")
             throw Problem(
                 kind: .malformedRequest, detail: "\(quoted(unknown)) is not a parameter of \(route.path): \(choice).")
         }

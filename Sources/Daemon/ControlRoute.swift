@@ -60,20 +60,28 @@ enum ControlAnswer: Sendable {
 
 /// One path of the control interface with its method. A refusal is a thrown `Problem`.
 struct ControlRoute: Sendable {
+    /// Room for an order about one thing.
+    static let shortBody = 64 << 10
+    /// Room for an order that lists ten thousand sessions.
+    static let longBody = 2 << 20
+
     let method: String
     /// `:name` stands for one part of any text.
     let path: String
-    /// The parameters that the query may have; others are refused. nil: any.
-    let query: [String]?
+    /// The parameters that the query may have; others are refused.
+    let query: [String]
+    /// The longest body, in octets.
+    let longestBody: Int
     let handle: @Sendable (ControlRequest) async throws -> ControlAnswer
 
     init(
-        _ method: String, _ path: String, query: [String]? = nil,
+        _ method: String, _ path: String, query: [String] = [], longestBody: Int = Self.shortBody,
         _ handle: @escaping @Sendable (ControlRequest) async throws -> ControlAnswer
     ) {
         self.method = method
         self.path = path
         self.query = query
+        self.longestBody = longestBody
         self.handle = handle
     }
 }

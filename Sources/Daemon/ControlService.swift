@@ -6,7 +6,6 @@ internal import Logging
 internal import NIOCore
 internal import NIOHTTP1
 internal import NIOPosix
-internal import Synchronization
 
 /// The control interface: HTTP/1.1 and JSON on a UNIX socket. It translates and decides nothing.
 struct ControlService {
@@ -14,8 +13,6 @@ struct ControlService {
     let configuration: Configuration
     let logger: Logger
 
-    /// How many connections are served at once; one more is told so.
-    static let connectionLimit = 128
     /// How many octets the headers of a request may have together.
     static let longestHeaders = 16 << 10
 
@@ -26,7 +23,7 @@ struct ControlService {
     func run() async throws {
         let socket = try ControlSocket(configuration)
         let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
-        let connections = Connections()
+        let connections = OpenConnections()
         do {
             let listener: any Channel
             do {
@@ -54,7 +51,7 @@ struct ControlService {
         try await group.shutdownGracefully()
     }
 
-    private func bootstrap(_ group: MultiThreadedEventLoopGroup, _ connections: Connections) -> ServerBootstrap {
+    private func bootstrap(_ group: MultiThreadedEventLoopGroup, _ connections: OpenConnections) -> ServerBootstrap {
         let responder = ControlResponder(
             table: RouteTable(routes: coordinator.routes), idempotency: IdempotencyStore(), logger: logger)
         var limits = NIOHTTPDecoderLimitConfiguration()
@@ -66,44 +63,22 @@ struct ControlService {
             .childChannelOption(.allowRemoteHalfClosure, value: true)
             .childChannelInitializer { [limits] channel in
                 Caller.ofOtherEnd(of: channel).flatMapThrowing { caller in
-                    let isOneTooMany = connections.add(channel)
+                    let admission = connections.add(channel, of: caller.user)
+                    // The error closes it.
+                    if admission == .closed { throw ChannelError.ioOnClosedChannel }
+                    let meter = RequestMeter()
                     let pipeline = channel.pipeline.syncOperations
+                    try pipeline.addHandler(meter)
                     try pipeline.addHandler(HTTPResponseEncoder())
                     try pipeline.addHandler(
                         ByteToMessageHandler(HTTPRequestDecoder(limitConfiguration: limits)))
                     try pipeline.addHandler(HTTPServerPipelineHandler())
                     try pipeline.addHandler(
-                        ControlConnection(responder: responder, caller: caller, isOneTooMany: isOneTooMany))
+                        ControlConnection(
+                            responder: responder, caller: caller, connections: connections, meter: meter,
+                            isOneTooMany: admission == .refused))
                 }
             }
-    }
-}
-
-/// The connections that are open.
-private final class Connections: Sendable {
-    private let open = Mutex<[ObjectIdentifier: any Channel]>([:])
-
-    /// Whether `channel` is one too many.
-    func add(_ channel: any Channel) -> Bool {
-        let count = open.withLock { open in
-            open[ObjectIdentifier(channel)] = channel
-            return open.count
-        }
-        channel.closeFuture.whenComplete { [weak self] _ in
-            _ = self?.open.withLock { $0.removeValue(forKey: ObjectIdentifier(channel)) }
-        }
-        return count > ControlService.connectionLimit
-    }
-
-    /// Gives running answers a second, and closes what is still open then.
-    func end() async {
-        for _ in 0..<20 {
-            let channels = open.withLock { Array($0.values) }
-            if channels.isEmpty { return }
-            for channel in channels { channel.pipeline.fireUserInboundEventTriggered(ControlService.Ending()) }
-            try? await Task.sleep(for: .milliseconds(50))
-        }
-        for channel in open.withLock({ Array($0.values) }) { channel.close(promise: nil) }
     }
 }
 

@@ -121,7 +121,9 @@ extension Coordinator {
         rename(changes)
         for (from, to) in changes where from.key != to.key {
             let text = "session \(to.id): \(from.key.clientText) → \(to.key.clientText)"
-            eventLog.publish(.sessionFollowed, "followed", text, migration: latest[to.key])
+            eventLog.publish(
+                .sessionFollowed, "followed", text, migration: latest[to.key],
+                service: policy.service(of: to.key)?.name)
             logger.notice("the session follows its client", metadata: ["session": "\(text)"])
         }
         try takeBack(changes)

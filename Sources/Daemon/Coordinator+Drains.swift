@@ -362,13 +362,13 @@ extension Coordinator {
         }
         return [
             ControlRoute("GET", "/v1/drains") { _ in .document(await self.drainList()) },
-            ControlRoute("POST", "/v1/drains") { request in
+            ControlRoute("POST", "/v1/drains", longestBody: ControlRoute.longBody) { request in
                 let order = try request.document(
                     DrainOrder.self, expected: "a drain's order: send JSON with from or service, and to")
                 let report = try await self.drain(order, caller: request.caller)
                 return .document(report, status: report.id == 0 ? 200 : 201)
             },
-            ControlRoute("GET", "/v1/drains/:id") { request in
+            ControlRoute("GET", "/v1/drains/:id", query: ["wait"]) { request in
                 let id = try request.identifier("id", orThrow: missing)
                 return .document(try await self.drain(id, wait: try request.wait()))
             },

@@ -81,9 +81,9 @@ extension Coordinator {
     /// The session that covers this client and home: the narrowest that is bound, else one that has transits.
     private func covering(_ client: Endpoint, _ home: Endpoint) -> Session? {
         let candidates = sessions.values.filter {
-            $0.key.home == home && $0.key.client == client.address
+            $0.key.home == home && ($0.key.client ?? client.address) == client.address
                 && ($0.key.clientPort == nil || client.port == 0 || $0.key.clientPort == client.port)
-        }.sorted { ($0.key.clientPort ?? .max) < ($1.key.clientPort ?? .max) }
+        }.sorted { $0.key.breadth < $1.key.breadth }
         return candidates.first { $0.binding != nil } ?? candidates.first
     }
 
@@ -105,6 +105,14 @@ extension Coordinator {
     }
 }
 
+extension SessionKey {
+    /// Narrower sessions come first, and of one client's connections the lowest port.
+    fileprivate var breadth: (UInt8, UInt16) {
+        if client == nil { return (2, 0) }
+        return clientPort.map { (0, $0) } ?? (1, 0)
+    }
+}
+
 extension ConnectionEntry {
     fileprivate func isBetween(_ client: Endpoint, _ servers: [Endpoint]) -> Bool {
         original.source.address == client.address && (client.port == 0 || original.source.port == client.port)
@@ -119,12 +127,16 @@ extension TableElement {
             endpoint.address == client.address && (client.port == 0 || endpoint.port == client.port)
         }
         switch self {
-        case .divert(let tuple, _), .guarded(let tuple), .reply(let tuple), .connection(let tuple, _):
+        case .divert(let tuple, _), .guarded(let tuple), .reply(let tuple), .connection(let tuple, _),
+            .source(let tuple, _):
             return isClient(tuple.source) && (tuple.destination == home || tuple.destination == host)
                 || isClient(tuple.destination) && (tuple.source == home || tuple.source == host)
         case .divertClient(let address, let other), .client(let address, let other, _):
             return address == client.address && other == home
-        default: return false
+        case .credit(let address, let other): return address == client.address && other == home
+        case .divertService(let other), .service(let other, _): return other == home
+        case .icmpHome(let address): return address == home.address
+        case .icmpPeer(let address): return address == client.address
         }
     }
 }

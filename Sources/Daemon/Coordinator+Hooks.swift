@@ -181,9 +181,8 @@ extension Coordinator {
                     words, environment: environment(of: job.hook, for: running), input: document,
                     timeout: job.hook.timeout, loop: loop
                 ) { self.hookEnded(id, $0) }
-            case .webhook(let delivery):
+            case .post(let delivery):
                 job.request = Task { await self.post(document, to: delivery, for: id) }
-                // The delivery's own limit is one of silence: an answer that trickles in for ever would pass it.
                 job.timer = loop.schedule(at: EventLoop.now + UInt64(job.hook.timeout * 1e9)) {
                     job.request?.cancel()
                     self.hookEnded(id, .failed(reason: "it did not answer within \(job.hook.timeout.plainText) s"))
@@ -246,7 +245,7 @@ private struct UnusableAnswer: Error {
 
 extension String {
     /// Without the end of the sentence, so that it can be a part of another one.
-    fileprivate var droppingPeriod: String {
+    var droppingPeriod: String {
         var text = self[...]
         while text.hasSuffix(".") { text = text.dropLast() }
         return String(text)

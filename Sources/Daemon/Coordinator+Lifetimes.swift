@@ -162,7 +162,8 @@ extension Coordinator {
     /// Writes a step of a migration that an earlier process may have begun.
     private func note(_ step: String, _ detail: String?, migration: UInt64) {
         if let running = migrations[migration] { return running.note(step, detail) }
-        eventLog.publish(.migrationStep, step, detail, migration: migration)
+        let service = lifetimes[migration].flatMap { policy.service(of: $0.session)?.name }
+        eventLog.publish(.migrationStep, step, detail, migration: migration, service: service)
     }
 
     private static func text(_ end: LifetimeEnd, in seconds: Double?) -> String {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 internal import ControlInterface
+internal import Migration
 internal import Wire
 
 /// Which part of a list is wanted.
@@ -47,6 +48,7 @@ extension ControlRequest {
     func endpointFilter(_ name: String) throws(Problem) -> (String) -> Bool {
         guard let text = query[name] else { return { _ in true } }
         if let endpoint = Endpoint(text) { return { $0 == "\(endpoint)" } }
+        if name == "client", text == SessionKey.everyClient { return { $0 == text } }
         guard let address = IPAddress(text) else {
             throw Problem(
                 kind: .malformedRequest,

@@ -17,29 +17,34 @@ extension Coordinator {
             request.session, to: request.to, by: caller.credentials, paces: &paces, at: EventLoop.now)
     }
 
-    /// Takes policy and hooks from a configuration that was read anew, and goes on in the audit log that has the name now.
+    /// Takes policy, hooks and webhooks from a configuration that was read anew, and goes on in the audit log that has the name now.
     /// Whatever else has changed in it needs a new start, and is named.
     func reload(_ fresh: Configuration) {
         audit.reopen()
         policy = fresh.policy
         hooks = fresh.hooks
+        setWebhooks(fresh.webhooks)
         let names = Set(policy.services.map(\.name))
         paces = paces.filter { names.contains($0.key) }
         var same = fresh
         same.policy = configuration.policy
         same.hooks = configuration.hooks
+        same.webhooks = configuration.webhooks
         if same != configuration {
             logger.warning(
-                "only [[service]] and [[hook]] are taken from the file now; other settings wait for a restart")
+                "only [[service]], [[hook]] and [[webhook]] are taken from the file now; other settings wait for a restart"
+            )
         }
-        logger.notice("configuration reloaded: \(policy.services.count) services, \(hooks.count) hooks")
+        logger.notice(
+            "configuration reloaded: \(policy.services.count) services, \(hooks.count) hooks, \(webhooks.count) webhooks"
+        )
         if policy.services.isEmpty { warnOfEmptyPolicy() }
     }
 
-    /// Keeps policy and hooks as they are, because the file cannot be used.
+    /// Keeps policy, hooks and webhooks as they are, because the file cannot be used.
     func refuseReload(_ reason: String) {
         audit.reopen()
-        logger.error("policy and hooks stay as they were: \(reason)")
+        logger.error("policy, hooks and webhooks stay as they were: \(reason)")
     }
 
     func warnOfEmptyPolicy() {

@@ -51,6 +51,7 @@ extension Coordinator {
         }
         resumeLifetimes(try journal.lifetimes(), migrations: contents.migrations)
         watchDirect()
+        try startWebhooks()
         if policy.services.isEmpty { warnOfEmptyPolicy() }
     }
 
@@ -119,7 +120,7 @@ extension Coordinator {
             session: key, to: entry.to.flatMap { Endpoint($0) }, datapath: datapath, passive: entry.passive)
         let machine = MigrationMachine(
             id: entry.id, request: request, session: session, lifetimes: configuration.lifetimes)
-        let running = RunningMigration(machine, eventLog: eventLog)
+        let running = RunningMigration(machine, service: policy.service(of: key)?.name, eventLog: eventLog)
         running.before = before
         running.isUnderWay = true
         migrations[entry.id] = running
@@ -145,6 +146,7 @@ extension Coordinator {
     /// Stops what runs on this thread; the kernel keeps the table.
     func stop() {
         endEvents()
+        stopWebhooks()
         stopHooks()
         commit()
         loop.turnEnded = nil

@@ -28,6 +28,8 @@ actor Coordinator {
     var paces: [String: Pace] = [:]
     var hooks: [Hook]
     let hookQueue = HookQueue()
+    /// Webhooks that are told of events, by name.
+    var webhooks: [String: RunningWebhook] = [:]
     /// Switched migrations that end by themselves, by number, and the timers of their ends.
     var lifetimes: [UInt64: StandingLifetime] = [:]
     var lifetimeTimers: [UInt64: UInt64] = [:]
@@ -187,7 +189,7 @@ actor Coordinator {
         let machine = MigrationMachine(
             id: lastMigration, request: request, session: sessions[key] ?? Session(key: key, id: lastMigration),
             lifetimes: configuration.lifetimes)
-        let running = RunningMigration(machine, eventLog: eventLog)
+        let running = RunningMigration(machine, service: policy.service(of: key)?.name, eventLog: eventLog)
         running.dump = dump
         running.drain = drain
         migrations[lastMigration] = running

@@ -43,6 +43,7 @@ public enum Daemon {
             throw error
         }
         logger.notice("stopping; the table stays")
+        await coordinator.endWebhooks()
         await coordinator.stop()
         loop.stop()
     }

@@ -45,7 +45,8 @@ package struct DrainSelection {
             let host = each.host == "home" ? nil : try Self.host(each.host, "--to")
             if let host, let family, host.address.family != family {
                 throw MalformedOrder(
-                    "\(each.host) is not of the address family of \(order.from ?? order.to[0].host): name one of the same.")
+                    "\(each.host) is not of the address family of \(order.from ?? order.to[0].host): name one of the same."
+                )
             }
             family = family ?? host?.address.family
             if let host, let from, host.address == from.address, host.ports == from.ports || from.ports == nil {
@@ -62,6 +63,9 @@ package struct DrainSelection {
         }
         guard hosts.count <= 1000 else { throw MalformedOrder("A drain has 1000 to-hosts at most.") }
         scope = try Self.named(order.scope, "a scope: use connection or client") ?? .connection
+        if scope == .service {
+            throw MalformedOrder("A drain moves sessions one by one: use scope connection or client.")
+        }
         datapath = try Self.named(order.datapath, "a datapath: use kernel or queue") ?? defaultDatapath
         self.order = try Self.named(order.order, "an order: use oldest, newest or busiest")
         passive = order.passive ?? false

@@ -33,7 +33,8 @@ package final class EventLog {
 
     /// Adds an event.
     package func publish(
-        _ kind: Event.Kind, _ step: String, _ detail: String? = nil, migration: UInt64? = nil, drain: UInt64? = nil
+        _ kind: Event.Kind, _ step: String, _ detail: String? = nil, migration: UInt64? = nil, drain: UInt64? = nil,
+        service: String? = nil
     ) {
         lastID += 1
         if lastID > reserved, let reserve {
@@ -43,8 +44,8 @@ package final class EventLog {
         if events.count >= 2 * Self.capacity { events.removeFirst(Self.capacity) }
         events.append(
             Event(
-                id: lastID, at: EventLoop.wallClock, kind: kind, migration: migration, drain: drain, step: step,
-                detail: detail))
+                id: lastID, at: EventLoop.wallClock, kind: kind, migration: migration, drain: drain, service: service,
+                step: step, detail: detail))
         wakeAll()
     }
 
@@ -81,17 +82,21 @@ package final class EventLog {
 package struct EventFilter: Hashable, Sendable {
     package var migration: UInt64?
     package var drain: UInt64?
+    package var service: String?
     /// Empty: every kind.
     package var kinds: Set<Event.Kind> = []
 
-    package init(migration: UInt64? = nil, drain: UInt64? = nil, kinds: Set<Event.Kind> = []) {
+    package init(
+        migration: UInt64? = nil, drain: UInt64? = nil, service: String? = nil, kinds: Set<Event.Kind> = []
+    ) {
         self.migration = migration
         self.drain = drain
+        self.service = service
         self.kinds = kinds
     }
 
     package func passes(_ event: Event) -> Bool {
         (migration == nil || event.migration == migration) && (drain == nil || event.drain == drain)
-            && (kinds.isEmpty || kinds.contains(event.kind))
+            && (service == nil || event.service == service) && (kinds.isEmpty || kinds.contains(event.kind))
     }
 }

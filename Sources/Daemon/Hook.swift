@@ -2,7 +2,7 @@
 
 internal import Foundation
 
-/// Something of the operator's that is to happen at a point of a migration: a program or a webhook.
+/// Something of the operator's that is to happen at a point of a migration: a program or a web address.
 package struct Hook: Hashable, Sendable {
     /// The points of a migration that a hook can be at.
     package enum Point: String, Hashable, Sendable, CaseIterable {
@@ -19,7 +19,7 @@ package struct Hook: Hashable, Sendable {
     enum Action: Hashable, Sendable {
         /// A program by its absolute path, with its arguments. No shell takes part.
         case program([String])
-        case webhook(Delivery)
+        case post(Delivery)
     }
 
     package var point: Point
@@ -33,7 +33,7 @@ package struct Hook: Hashable, Sendable {
     var name: String {
         switch action {
         case .program(let words): words.first ?? ""
-        case .webhook(let delivery): "\(delivery.address)"
+        case .post(let delivery): "\(delivery.address)"
         }
     }
 }

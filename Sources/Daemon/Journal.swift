@@ -25,6 +25,11 @@ package protocol Journal: AnyObject {
     func forgetLifetime(_ migration: UInt64) throws(JournalError)
     /// Forgets what a session's migrations before this one have left to be done.
     func forgetLifetimes(of session: SessionKey, before migration: UInt64) throws(JournalError)
+    /// The last event that each webhook has been told, by the webhook's name.
+    func positions() throws(JournalError) -> [String: UInt64]
+    func setPosition(of webhook: String, to event: UInt64) throws(JournalError)
+    /// Forgets those of all other webhooks.
+    func forgetPositions(except webhooks: [String]) throws(JournalError)
     /// Writes many steps in one transaction.
     func write(_ batch: JournalBatch) throws(JournalError)
 }
@@ -138,6 +143,7 @@ package final class SQLiteJournal: Journal {
                         """)
             }
             Self.registerLifetimes(&migrator)
+            Self.registerWebhooks(&migrator)
             try migrator.migrate(database)
         } catch {
             throw JournalError(path: directory, reason: "\(error)")

@@ -11,6 +11,12 @@ package struct RequestTarget: Hashable, Sendable {
 
     /// Throws a `Problem` for what is no path with a query, and for a parameter that is there twice.
     package init(_ text: String) throws(Problem) {
+        var text = text[...]
+        // The absolute form, as to a proxy: who is asked is known.
+        if text.prefix(7).lowercased() == "http://" {
+            let rest = text.dropFirst(7)
+            text = rest.firstIndex(of: "/").map { rest[$0...] } ?? "/"
+        }
         guard text.hasPrefix("/") else {
             throw Problem(kind: .malformedRequest, detail: "The request's target has to be a path: begin it with /.")
         }

@@ -37,10 +37,13 @@ final class RunningMigration {
     /// The session before the switch.
     var before: Session?
 
+    /// The service that the session belonged to at the request.
+    let service: String?
     private let eventLog: EventLog
 
-    init(_ machine: MigrationMachine, eventLog: EventLog) {
+    init(_ machine: MigrationMachine, service: String?, eventLog: EventLog) {
         self.machine = machine
+        self.service = service
         requested = machine.request.session
         self.eventLog = eventLog
         startedAt = EventLoop.now
@@ -53,7 +56,7 @@ final class RunningMigration {
         timeline.append(TimelineEntry(at: (milliseconds * 1000).rounded() / 1000, step: step, detail: detail))
         eventLog.publish(
             step == "finished" ? .migrationFinished : .migrationStep, step, detail, migration: machine.id,
-            drain: drain)
+            drain: drain, service: service)
     }
 
     var metadata: Logger.Metadata {

@@ -10,6 +10,10 @@ package enum StrictDocument {
         _ type: Document.Type, from body: Data, expected: String
     ) throws(Problem) -> Document {
         let kind = String(expected.prefix { $0 != ":" })
+        // RFC 8259 section 8.1; the decoder would take UTF-16 as well.
+        guard !body.contains(0), String(validating: body, as: UTF8.self) != nil else {
+            throw Problem(kind: .malformedRequest, detail: "The body is not UTF-8: send JSON in UTF-8.")
+        }
         let document: Document
         do {
             document = try JSONDecoder().decode(type, from: body)
@@ -21,32 +25,17 @@ package enum StrictDocument {
             throw Problem(kind: .malformedRequest, detail: "The body is not \(expected).")
         }
         // What was understood comes out again; what does not come out was not understood.
-        if let given = try? JSONSerialization.jsonObject(with: body),
-            let encoded = try? JSONEncoder().encode(document),
-            let known = try? JSONSerialization.jsonObject(with: encoded),
-            let unknown = unknownMember(in: given, knowing: known, at: "")
-        {
+        let known = (try? JSONEncoder().encode(document)).map { JSONMembers.paths(in: $0) } ?? []
+        switch JSONMembers.flaw(in: body, knowing: known) {
+        case .repeated(let member)?:
             throw Problem(
-                kind: .malformedRequest, detail: "\(quoted(unknown)) is not a member of \(kind): leave it out.")
+                kind: .malformedRequest, detail: "\(quoted(member)) is there twice in \(kind): give it once.")
+        case .unknown(let member)?:
+            throw Problem(
+                kind: .malformedRequest, detail: "\(quoted(member)) is not a member of \(kind): leave it out.")
+        case nil: break
         }
         return document
-    }
-
-    private static func unknownMember(in given: Any, knowing known: Any, at path: String) -> String? {
-        if let given = given as? [String: Any], let known = known as? [String: Any] {
-            for (name, value) in given.sorted(by: { $0.key < $1.key }) where !(value is NSNull) {
-                let here = path.isEmpty ? name : path + "." + name
-                guard let counterpart = known[name] else { return here }
-                if let unknown = unknownMember(in: value, knowing: counterpart, at: here) { return unknown }
-            }
-        } else if let given = given as? [Any], let known = known as? [Any] {
-            for (index, (value, counterpart)) in zip(given, known).enumerated() {
-                if let unknown = unknownMember(in: value, knowing: counterpart, at: "\(path)[\(index)]") {
-                    return unknown
-                }
-            }
-        }
-        return nil
     }
 
     private static func reason(_ error: DecodingError) -> String? {

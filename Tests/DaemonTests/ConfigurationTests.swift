@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import ControlInterface
 import Daemon
 import Foundation
 import Migration
@@ -48,7 +49,23 @@ import Testing
         #expect(configuration.hooks.map(\.service) == ["redis", nil])
     }
 
-    @Test func `the example's services and hooks can be used as they stand`() throws {
+    @Test func `webhooks are read`() throws {
+        let configuration = try Configuration(
+            toml: "[[webhook]]\nname = \"a\"\npost = \"http://192.0.2.7/a\"\n" + redis
+                + "[[webhook]]\nname = \"b\"\npost = \"https://[2001:db8::7]/b\"\nservice = \"redis\"\n"
+                + "kinds = [\"drain.finished\"]\nbatch = 1\ntimeout = 0.5\nlongest-pause = 4", path: "x")
+        #expect(configuration.webhooks.map(\.name) == ["a", "b"])
+        #expect(
+            configuration.webhooks.map(\.filter) == [
+                EventFilter(), EventFilter(service: "redis", kinds: [.drainFinished]),
+            ])
+        #expect(configuration.webhooks.map(\.batch) == [100, 1])
+        let pauses = (1...6).map { configuration.webhooks[1].pause(after: $0) }
+        #expect(pauses == [0.5, 1, 2, 4, 4, 4])
+        #expect(configuration.webhooks[0].pause(after: 1_000_000) == 60)
+    }
+
+    @Test func `the example's services, hooks and webhooks can be used as they stand`() throws {
         let path = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../docs/nfqmigd.toml")
         let text = try String(contentsOf: path, encoding: .utf8)
         let examples = text.split(separator: "\n").filter { $0.hasPrefix("#    ") }.map { $0.dropFirst(5) }
@@ -56,6 +73,7 @@ import Testing
             toml: examples.joined(separator: "\n").replacing("\"@operators\"", with: "\"@0\""), path: "x")
         #expect(configuration.policy.services.count == 1)
         #expect(configuration.hooks.count == 2)
+        #expect(configuration.webhooks.count == 1)
     }
 
     @Test(arguments: [
@@ -89,7 +107,12 @@ import Testing
         "[[hook]]\non = \"prepare\"\npost = \"ftp://x/\"",
         "[[hook]]\non = \"prepare\"\nrun = [\"/bin/true\"]\npost = \"http://x/\"",
         "[[hook]]\non = \"prepare\"\nrun = [\"/bin/true\"]\nservice = \"x\"",
-        "[[hook]]\non = \"prepare\"\nrun = [\"/bin/true\"]\ntimeout = 0",
+        "[[hook]]\non = \"prepare\"\nrun = [\"/bin/true\"]\ntimeout = 0", "webhook = 1", "[[webhook]]",
+        "[[webhook]]\nname = \"x\"", "[[webhook]]\nname = \"x y\"\npost = \"http://x/\"",
+        "[[webhook]]\nname = \"x\"\npost = \"x\"", "[[webhook]]\nname = \"x\"\npost = \"http:///x\"",
+        "[[webhook]]\nname = \"x\"\npost = \"http://x/\"\nservice = \"x\"",
+        "[[webhook]]\nname = \"x\"\npost = \"http://x/\"\nkinds = [\"x\"]",
+        "[[webhook]]\nname = \"x\"\npost = \"http://x/\"\nbatch = 1.5",
     ])
     func `what makes no sense is refused with the file's name`(text: String) {
         #expect { try Configuration(toml: text, path: "/etc/x.toml") } throws: { error in

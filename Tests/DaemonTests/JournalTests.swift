@@ -108,6 +108,19 @@ import Wire
         }
     }
 
+    @Test func `a webhook's position comes back, until it is configured no longer`() throws {
+        try withDirectory { directory in
+            let journal = try SQLiteJournal(directory: directory)
+            #expect(try journal.positions().isEmpty)
+            try journal.setPosition(of: "one", to: 0)
+            try journal.setPosition(of: "two", to: 41)
+            try journal.setPosition(of: "two", to: 42)
+            #expect(try SQLiteJournal(directory: directory).positions() == ["one": 0, "two": 42])
+            try journal.forgetPositions(except: ["one", "three"])
+            #expect(try journal.positions() == ["one": 0])
+        }
+    }
+
     @Test func `a directory that cannot be used is named`() {
         #expect { try SQLiteJournal(directory: "/proc/nowhere") } throws: { "\($0)".contains("/proc/nowhere") }
     }

@@ -19,7 +19,7 @@ from inspection import conntrack, ruleset
 from lab import address, endpoint
 from malformed import Malformed
 from openapi import ROOT, Description
-from rawhttp import Response, exchange, request
+from rawhttp import Response, answers, exchange, request
 from stage import Stage
 
 PORT, CLOSED = 7000, 7099
@@ -29,7 +29,9 @@ SEED = 20260901
 def state(stage):
     entries = sorted((entry.original, entry.reply, entry.state) for entry in conntrack(stage.lab)
                      if entry.original[0] == address("c"))
-    return ruleset(stage.lab), entries, stage.daemon.sessions()
+    lists = [request(stage.daemon.socket, "GET", "/v1/" + name).json for name in ("migrations", "drains")]
+    return ruleset(stage.lab), entries, stage.daemon.sessions(), [[one["id"] for one in each[name]] for each, name in zip(
+        lists, ("migrations", "drains"))]
 
 
 def memory(pid):
@@ -124,10 +126,11 @@ def pages(case, stage):
 
 
 class Bridge:
-    """A TCP port that leads to the control socket, for a program that knows no UNIX sockets."""
+    """A TCP port that leads to the control socket, for a program that knows no UNIX sockets and no streams without an end: a
+    stream of events that says nothing for a moment is ended as its sender would."""
 
     def __init__(self, path):
-        self.path, self.listener = path, socket.create_server(("127.0.0.1", 0))
+        self.path, self.listener, self.streams = path, socket.create_server(("127.0.0.1", 0)), 0
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -139,15 +142,24 @@ class Bridge:
                 return
             far = socket.socket(socket.AF_UNIX)
             far.connect(self.path)
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+            threading.Thread(target=self._pump, args=(near, far, False), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, True), daemon=True).start()
 
-    @staticmethod
-    def _pump(one, other):
+    def _pump(self, one, other, is_answer):
         try:
             while octets := one.recv(65536):
                 other.sendall(octets)
+                if is_answer and b"content-type: text/event-stream" in octets:
+                    self.streams += 1
+                    one.settimeout(0.2)
             other.shutdown(socket.SHUT_WR)
+        except socket.timeout:
+            try:
+                other.sendall(b"0\r\n\r\n")
+            except OSError:
+                pass
+            for each in (one, other):
+                each.close()
         except OSError:
             for each in (one, other):
                 each.close()
@@ -157,22 +169,44 @@ class Bridge:
 
 
 def schemathesis(case, stage, description):
-    """A generator of requests that knows only the description finds no answer outside it."""
+    """A generator of requests that knows the description, and the names of this lab, finds no answer outside it: also of
+    orders that are carried out."""
     environment = dict(os.environ, PYTHONPATH=os.path.join(ROOT, ".build", "python"))
     if subprocess.run([sys.executable, "-c", "import schemathesis"], env=environment, capture_output=True).returncode:
         return case.skip("schemathesis finds nothing", "schemathesis is not installed; run make deps")
-    bridge, count = Bridge(stage.daemon.socket), 400 if case.full else 40
+    bridge, count = Bridge(stage.daemon.socket), 300 if case.full else 30
     code = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())"
-    # A stream has no end; it has a case of its own.
+    client, homes = address("c"), [stage.home(name) for name in stage.sessions]
+    hosts = [address("b"), endpoint(address("b"), PORT), address("d"), "home"]
+    clients = [client] + [endpoint(client, session["sport"]) for session in stage.sessions.values()]
+    lab = description.with_values(
+        {"client": clients, "home": homes, "host": hosts, "id": list(range(1, 60)), "wait": [0, 0.1]},
+        {"client": clients[1:], "from": homes, "to": hosts, "host": hosts, "session": [None], "scope": [None, "connection"],
+         "then": [None], "lifetime": [None, 1, 60], "confirmWithin": [None, 1, 60], "weight": [None, 3], "sessions": [None],
+         "atMost": [None, 5], "order": [None], "rate": [None, 50], "inFlight": [None, 1], "canary": [None, 0.5],
+         "settle": [None, 0]}, stage.lab.path("openapi.json"))
+    before = request(stage.daemon.socket, "GET", "/v1/migrations?state=failed").json["migrations"]
+    first = max([one["id"] for one in request(stage.daemon.socket, "GET", "/v1/migrations").json["migrations"]] or [0])
     done = subprocess.run(
-        [sys.executable, "-c", code, "run", description.path, "--url", "http://127.0.0.1:%d" % bridge.port,
-         "--exclude-path", "/v1/events", "--max-examples", str(count), "--seed", str(SEED), "--checks", "all",
-         "--exclude-checks", "positive_data_acceptance,ignored_auth", "--phases", "examples,coverage,fuzzing",
+        [sys.executable, "-c", code, "run", lab, "--url", "http://127.0.0.1:%d" % bridge.port,
+         "--max-examples", str(count), "--seed", str(SEED), "--checks", "all",
+         "--exclude-checks", "positive_data_acceptance,ignored_auth", "--phases",
+         "examples,coverage,fuzzing" + (",stateful" if case.full else ""),
          "--generation-database", "none", "--request-timeout", "20", "--no-color"],
         env=environment, capture_output=True, text=True, cwd=stage.lab.path(""), timeout=1800)
     bridge.close()
     case.ok(done.returncode == 0, "schemathesis finds no answer outside the description",
-            lambda: (done.stdout + done.stderr)[-6000:])
+            lambda: (done.stdout + done.stderr)[-8000:])
+    selected = re.search(r"Selected: (\d+)/(\d+)", done.stdout)
+    case.equal(selected and selected.groups(), (str(len(description.operations())),) * 2, "it has asked for every operation")
+    case.ok(bridge.streams > 5, "streams of events among them", bridge.streams)
+    last = request(stage.daemon.socket, "GET", "/v1/migrations").json["migrations"]
+    moved = [one for one in last if one["id"] > first and one.get("outcome") in ("proven", "unproven", "superseded")]
+    case.ok(len(moved) > 2, "and some of its migrations were carried out", len(moved))
+    drains = request(stage.daemon.socket, "GET", "/v1/drains").json["drains"]
+    case.ok(drains, "as were drains", len(drains))
+    case.note("%d streams, %d migrations (%d carried out), %d drains; %d failed before" % (
+        bridge.streams, len(last), len(moved), len(drains), len(before)))
     for line in done.stdout.splitlines():
         if re.search(r"generated|passed|failed|Selected|Tested", line):
             case.note(line.strip())
@@ -183,17 +217,26 @@ def malformed(case, stage, description):
     count = 10000 if case.full else 1500
     maker = Malformed(random.Random(SEED), {"client": endpoint(address("c"), 20001), "from": stage.home("s"),
                                             "to": address("b")})
+    # Slow bodies: an octet now and then, until they are told that this is too slow.
     dribblers = []
     for _ in range(20):
         dribbler = socket.socket(socket.AF_UNIX)
         dribbler.connect(path)
-        dribbler.sendall(b"POST /v1/migrations HTTP/1.1\r\nContent-Length: 50\r\n")
+        dribbler.sendall(b"POST /v1/migrations HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
         dribblers.append(dribbler)
-    before, room, statuses, bad = state(stage), 0, {}, []
+    before, room, statuses, bad, silent = state(stage), 0, {}, [], []
     began, files = time.monotonic(), descriptors(pid)
     for index in range(count):
-        kind, octets, half_close = maker.make()
-        received = exchange(path, octets, 1.0 if half_close else 0.02, half_close)
+        kind, octets, half_close, is_whole = maker.make()
+        found, received = answers(path, octets, half_close, 10 if is_whole else 0.02)
+        for status, document in found:
+            statuses[status] = statuses.get(status, 0) + 1
+            if status < 400 or status >= 500 or description.problem(document):
+                bad.append((kind, octets[:300], received[:300]))
+        if not found:
+            statuses["silence"] = statuses.get("silence", 0) + 1
+            if is_whole:
+                silent.append((kind, half_close, octets[:300], received[:300]))
         if index == count // 5:
             room = memory(pid)
         if index % 200 == 0:
@@ -202,27 +245,16 @@ def malformed(case, stage, description):
                     dribbler.sendall(b"x")
                 except OSError:
                     pass
-        if not received:
-            statuses["silence"] = statuses.get("silence", 0) + 1
-            continue
-        head, _, body = received.partition(b"\r\n\r\n")
-        match = re.match(rb"HTTP/1\.[01] (\d{3}) ", head)
-        status = int(match.group(1)) if match else 0
-        statuses[status] = statuses.get(status, 0) + 1
-        length = re.search(rb"(?i)content-length: (\d+)", head)
-        document = Response(status, [], body[:int(length.group(1))] if length else body).json
-        if status == 0 or status >= 500 or (status < 400 and kind not in ("target", "events", "pipeline")) or (
-                status >= 400 and description.problem(document)):
-            bad.append((kind, octets[:200], received[:300]))
     spent = time.monotonic() - began
-    case.equal(bad[:5], [], "%d malformed requests: each is refused with a problem document, or in silence" % count)
+    case.equal(bad[:5], [], "%d malformed requests: each answer is a refusal below 500, as a problem document" % count)
+    case.equal(silent[:5], [], "each that is a whole request is answered")
     case.note("%d requests in %.1f s, seed %d; answers: %s" % (count, spent, SEED, ", ".join(
         "%s × %d" % pair for pair in sorted(statuses.items(), key=str))))
     for dribbler in dribblers:
         dribbler.close()
     time.sleep(0.5)
     case.ok(stage.daemon.child.poll() is None, "the daemon runs", stage.daemon.tail)
-    case.equal(state(stage), before, "table, conntrack and sessions are as before")
+    case.equal(state(stage), before, "table, conntrack, sessions, migrations and drains are as before")
     grown = memory(pid) - room
     case.ok(grown < 16384, "memory has not grown by 16 MiB since the first fifth", "%d KiB" % grown)
     case.note("memory %d KiB, %+d KiB since the first fifth" % (memory(pid), grown))
@@ -260,6 +292,16 @@ def body(case):
     except ImportError:
         case.skip("docs/openapi.yaml is OpenAPI 3.1", "openapi-spec-validator is not installed; run make deps")
     case.equal(description.operations(), description.routes(), "every route is described, and every description a route")
+    documents = description.documents()
+    case.ok(len(documents) > 15 and sum(map(len, documents.values())) > 100, "(the source's documents are found)",
+            str(documents))
+    case.equal(description.described(), documents, "documents of source and description have the same members, and the same "
+               "of them may be absent")
+    schemas = description.document["components"]["schemas"]
+    case.equal(sorted(schemas["Event"]["properties"]["kind"]["enum"]), sorted(description.names("Kind")),
+               "they know the same kinds of events")
+    case.equal(sorted(schemas["Problem"]["properties"]["type"]["enum"]),
+               sorted("urn:nfqmigd:" + name for name in description.names("ProblemKind")), "and the same kinds of refusals")
     with Stage([PORT]) as stage:
         stage.open("s", "rr", PORT, sport=20001)
         described(case, stage, description)

@@ -16,6 +16,7 @@ import tap
 from foreign import abort, tcp
 from inspection import elements, sockets
 from lab import address, endpoint
+from rawhttp import request
 from server import GREETING
 from stage import Stage
 
@@ -167,6 +168,13 @@ def one(case, stage, family, datapath):
         listed = sorted((each["scope"], each["client"]) for each in daemon.sessions() if each.get("datapath"))
         case.equal(listed, sorted([("service", "any"), ("client", narrow[0].ip)] + [
             ("connection", endpoint(each.ip, each.port)) for each in apart if each is lone]), what + ": all bindings are listed")
+        told = [request(daemon.socket, "GET", "/v1/explain?client=%s&home=%s" % (each.ip, home)).json
+                for each in (newcomer, narrow[0])]
+        case.equal([(each.get("session") or {}).get("scope") for each in told], ["service", "client"],
+                   what + ": explain names the binding that counts, the service's or a client's own")
+        name = "service {" if datapath == "kernel" else "divert_service {"
+        case.ok(any(each.startswith(name) for each in told[0]["elements"]) and endpoint(b, PORT) in told[0]["newConnection"],
+                what + ": and the service's element and host", lambda: str(told[0]))
 
         refused = daemon.migrate(narrow[0].ip, home, None)
         case.ok(refused.code == 1 and "scope service" in refused.err, what + ": no client is sent home alone",
