@@ -18,7 +18,7 @@ extension Coordinator {
         let request = running.machine.request
         let key = request.session
         do {
-            var placement = try hosts.isEmpty ? placeHome(key) : place(hosts, request)
+            var placement = try hosts.isEmpty ? placeHome(key) : place(hosts, connections, request)
             if let port = key.clientPort {
                 let source = Endpoint(address: key.clientEndpoint.address, port: placement.sourcePort ?? port)
                 let tuple = FourTuple(source: source, destination: placement.host)
@@ -36,14 +36,16 @@ extension Coordinator {
         }
     }
 
-    private func place(_ hosts: [Endpoint], _ request: MigrationRequest) throws -> Placement {
+    private func place(
+        _ hosts: [Endpoint], _ connections: [LocatedConnection], _ request: MigrationRequest
+    ) throws -> Placement {
         let key = request.session
         let allowed = hosts.filter { otherHome(of: request, at: $0) == nil }
         guard let first = allowed.first else {
             throw hosts.lazy.compactMap { self.otherHome(of: request, at: $0) }.first
                 ?? .noSourcePort(key, host: key.home)
         }
-        guard let port = key.clientPort else { return Placement(host: first) }
+        guard let port = key.clientPort else { return try placeAll(connections, at: allowed, request) }
         let client = Endpoint(address: key.clientEndpoint.address, port: port)
         if let stated = request.sourcePort {
             let tuple = FourTuple(source: Endpoint(address: client.address, port: stated), destination: first)
@@ -58,6 +60,22 @@ extension Coordinator {
         }
         guard request.datapath == .queue else { return Placement(host: first) }
         return Placement(host: first, sourcePort: try freePort(like: client, at: first, besides: key))
+    }
+
+    /// Where all connections of a client go, or of all clients. User space gives none of them another source port: a client
+    /// that has a connection of its own from the same port stands in the way.
+    private func placeAll(
+        _ connections: [LocatedConnection], at hosts: [Endpoint], _ request: MigrationRequest
+    ) throws -> Placement {
+        guard request.datapath == .queue else { return Placement(host: hosts[0]) }
+        var obstacle: FourTuple?
+        for host in hosts {
+            let taken = try connections.lazy.map { FourTuple(source: $0.clientSide.source, destination: host) }
+                .first { try self.isTaken($0, besides: request.session) }
+            guard let taken else { return Placement(host: host) }
+            obstacle = obstacle ?? taken
+        }
+        throw MigrationFailure.ownConnection(request.session, obstacle ?? request.session.original)
     }
 
     /// At home a client has its own port, unless a session of the same client to another home has it there.

@@ -102,7 +102,7 @@ extension MigrationFailure {
             case .mixedFamilies, .unusableAddress: .malformedRequest
             case .otherScopeBound: .otherScopeBound
             case .hostServesOtherHome: .hostServesOtherHome
-            case .sourcePortTaken, .noSourcePort: .sourcePortTaken
+            case .sourcePortTaken, .ownConnection, .noSourcePort: .sourcePortTaken
             case .hostNotListening: .hostNotListening
             case .kernelRefused: .kernelRefused
             case .superseded: .superseded

@@ -91,6 +91,9 @@ public enum MigrationFailure: Error, Hashable, Sendable {
     case hostServesOtherHome(SessionKey, host: Endpoint, other: Endpoint)
     /// The stated translation would give two connections of the host the same four-tuple (client → host).
     case sourcePortTaken(SessionKey, FourTuple)
+    /// A client has a connection of its own with the to-host that, in the queue datapath, a wider binding than one of scope
+    /// `connection` could not be told from.
+    case ownConnection(SessionKey, FourTuple)
     /// Every port that could stand in for the client's has a connection with that host.
     case noSourcePort(SessionKey, host: Endpoint)
     /// The to-host does not accept connections.
@@ -136,6 +139,9 @@ extension MigrationFailure: CustomStringConvertible {
         case .sourcePortTaken(let key, let tuple):
             "\(tuple.source) has another connection with \(tuple.destination), so the stated translation of \(key) is not "
                 + "possible: state another source port."
+        case .ownConnection(let key, let tuple):
+            "\(tuple.source) has a connection of its own with \(tuple.destination), which the queue datapath cannot tell from "
+                + "\(key): use --datapath kernel, or another port of that host."
         case .noSourcePort(let key, let host):
             "No source port is free for \(key) at \(host): name another port of that host, or another host."
         case .hostNotListening(let host, let reason):

@@ -93,6 +93,28 @@ def conflict(case, datapath, family, sport, own_first):
         stage.healthy(case)
 
 
+def wide(case, datapath, family):
+    """All connections of the client at once: the kernel finds source ports; user space has none to give, and says so."""
+    what = "scope client, %s datapath, IPv%d" % (datapath, family)
+    with Stage([PORT]) as stage:
+        open_direct(stage, family, 20006)
+        stage.open("s", "bulk", PORT, family, sport=20006, scope="client", rate=RATE)
+        before = ruleset(stage.lab)
+        answer, mark = stage.migrate("s", "b", "--datapath", datapath)
+        if datapath == "queue":
+            case.equal(answer.code, FAILED, what + ": the migration is refused")
+            case.ok("connection of its own" in answer.err, what + ": and the sentence says why", answer.err)
+            case.equal(ruleset(stage.lab), before, what + ": and the table is as it was")
+            case.equal(stage.client.seen("s", "down", mark=mark), [], what + ": and so is the session")
+            undisturbed(case, stage, what)
+        else:
+            up = stage.client.await_up("s", "B", mark, 5)
+            case.ok(answer.code == DONE and bool(up), what + ": A → B is proven", lambda: str(answer))
+            both(case, stage, what, family, 20006)
+            onwards(case, stage, what, family, 20006, datapath)
+        stage.healthy(case)
+
+
 def passive(case, datapath, family):
     """The segment that is shown to the to-host must not meet the client's own connection there."""
     what = "passive, %s datapath, IPv%d" % (datapath, family)
@@ -213,14 +235,15 @@ def stated(case, datapath, family):
 def body(case):
     for datapath in ("kernel", "queue"):
         for family in (4, 6):
-            conflict(case, datapath, family, 20001, own_first=True)
-            conflict(case, datapath, family, 20001, own_first=False)
-            if case.full or family == 4:
-                conflict(case, datapath, family, 700, own_first=True)
+            conflict(case, datapath, family, 20001 if family == 4 else 700, own_first=True)
+            if case.full or datapath == "queue":
+                conflict(case, datapath, family, 20001, own_first=False)
             if case.full:
+                conflict(case, datapath, family, 700, own_first=True)
                 conflict(case, datapath, family, 400, own_first=False)
                 passive(case, datapath, family)
         passive(case, datapath, 4)
+        wide(case, datapath, 4)
         ranges(case, datapath, 4)
         stated(case, datapath, 4)
         if case.full:
