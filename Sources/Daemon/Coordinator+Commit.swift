@@ -170,6 +170,8 @@ extension Coordinator {
         }
         for error in gateway.conntrack.delete(entries) { logger.error("\(error)") }
         for (running, connections) in forgets {
+            // What was given to the session had arrived: now it is owed another one.
+            if !connections.isEmpty { given[running.machine.session.id] = nil }
             running.note(
                 "forgotten", "conntrack's \(connections.count == 1 ? "entry" : "\(connections.count) entries")")
             advance(running, .forgotten)
