@@ -147,6 +147,7 @@ extension Coordinator {
             awaitingReconnect.follow(running.machine.id, session.key)
         }
         followLifetimes(of: moved)
+        for drain in drains.values where !drain.machine.isFinished { drain.members.follow(moved.mapValues(\.key)) }
         let old = moved.map { key, session in
             (
                 session, latest.removeValue(forKey: key), preparing.removeValue(forKey: key),

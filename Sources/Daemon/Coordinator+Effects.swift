@@ -322,11 +322,13 @@ extension Coordinator {
 
     func journaled(_ running: RunningMigration, _ stage: JournaledMigration.Stage) -> JournaledMigration {
         let machine = running.machine
-        return JournaledMigration(
+        var entry = JournaledMigration(
             id: machine.id, stage: stage, before: SessionDocument(running.before ?? machine.session),
             to: machine.request.to.map { "\($0)" }, datapath: machine.request.datapath.rawValue,
             passive: machine.request.passive, fromHost: "\(machine.fromHost)",
             connections: machine.connections.map { ConnectionDocument($0) })
+        entry.member = journaledMember(running)
+        return entry
     }
 }
 

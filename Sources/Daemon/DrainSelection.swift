@@ -42,7 +42,8 @@ package struct DrainSelection {
             let host = each.host == "home" ? nil : try Self.host(each.host, "--to")
             if let host, let family, host.address.family != family {
                 throw MalformedOrder(
-                    "\(each.host) is not of the address family of \(order.from ?? order.to[0].host): name one of the same.")
+                    "\(each.host) is not of the address family of \(order.from ?? order.to[0].host): name one of the same."
+                )
             }
             family = family ?? host?.address.family
             if let host, let from, host.address == from.address, host.port == from.port || from.port == nil {

@@ -44,7 +44,8 @@ public struct Policy: Hashable, Sendable {
 
     /// When the rate of the session's service has a place for a migration, in nanoseconds: for who can wait instead of being
     /// refused. nil when it has one now. Nothing is counted.
-    public func place(for session: SessionKey, to host: Endpoint?, in paces: [String: Pace], at now: UInt64) -> UInt64? {
+    public func place(for session: SessionKey, to host: Endpoint?, in paces: [String: Pace], at now: UInt64) -> UInt64?
+    {
         guard host != nil, let service = service(of: session), let rate = service.rate else { return nil }
         return paces[service.name]?.place(rate: rate, at: now)
     }
