@@ -2,93 +2,10 @@
 
 import Migration
 import Testing
-import Wire
-
-/// Runs a drain as the daemon does, with migrations that take as long as the test wants.
-private struct Driver {
-    var drain: Drain
-    var now: UInt64 = 1_000_000_000
-    /// Sessions on their way, with the host.
-    var inFlight: [(member: Int, host: Int)] = []
-    var started: [(member: Int, host: Int, at: UInt64)] = []
-    var effects: [Drain.Effect] = []
-    var sentBack: [Int] = []
-    /// What the next examination finds.
-    var broken: String?
-    /// Like a service's rate: so many nanoseconds between two admissions; nil for none.
-    var interval: UInt64?
-    var placeAt: UInt64 = 0
-    var postponements = 0
-    /// What the hosts answer, by place.
-    var refusals: [Int: String] = [:]
-    var greatestInFlight = 0
-
-    init(_ plan: Drain.Plan) { drain = Drain(plan) }
-
-    mutating func tell(_ event: Drain.Event) {
-        var events = [event]
-        while !events.isEmpty {
-            for effect in drain.handle(events.removeFirst(), at: now) {
-                effects.append(effect)
-                switch effect {
-                case .check:
-                    for host in drain.plan.hosts.indices {
-                        events.append(.checked(host: host, refusal: refusals[host]))
-                    }
-                case .migrate(let member, _) where interval != nil && now < placeAt:
-                    postponements += 1
-                    events.append(.postponed(member, until: placeAt, reason: "its rate"))
-                case .migrate(let member, let host):
-                    placeAt = now + (interval ?? 0)
-                    inFlight.append((member, host))
-                    started.append((member, host, now))
-                    greatestInFlight = max(greatestInFlight, inFlight.count)
-                case .examine: events.append(.examined(broken: broken))
-                case .sendBack(let members):
-                    sentBack += members
-                    events += members.map { .returned($0, isBack: true) }
-                case .progress, .finish: break
-                }
-            }
-        }
-    }
-
-    /// Ends everything under way.
-    mutating func end(_ result: Drain.Result = .moved(isProven: true)) {
-        let ending = inFlight
-        inFlight = []
-        for each in ending { tell(.ended(each.member, result)) }
-    }
-
-    /// Lets time pass until the drain's deadline, and ends what is under way; until it is finished or nothing happens.
-    mutating func run(_ result: Drain.Result = .moved(isProven: true)) {
-        while drain.outcome == nil {
-            if !inFlight.isEmpty {
-                end(result)
-            } else if let deadline = drain.deadline {
-                now = max(now, deadline)
-                tell(.deadlinePassed)
-            } else {
-                return
-            }
-        }
-    }
-
-    var steps: [String] {
-        effects.compactMap { if case .progress(let step, _) = $0 { step } else { nil } }
-    }
-}
-
-private func hosts(_ weights: UInt32...) -> [WeightedHost] {
-    weights.enumerated().map { index, weight in
-        let address = IPAddress.v4(IPv4Address(rawValue: 0xc633_6402 + UInt32(index)))
-        return WeightedHost(host: .init(address: address), weight: weight)
-    }
-}
 
 @Suite struct DrainTests {
     @Test func `every session moves, in exact shares`() {
-        var driver = Driver(Drain.Plan(members: 10_000, hosts: hosts(3, 1)))
+        var driver = DrainDriver(Drain.Plan(members: 10_000, hosts: drainHosts(3, 1)))
         driver.tell(.begin)
         driver.run()
         #expect(driver.drain.outcome == .completed)
@@ -98,7 +15,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `the limit of migrations under way is kept and used`() {
-        var driver = Driver(Drain.Plan(members: 1000, hosts: hosts(1), inFlight: 17))
+        var driver = DrainDriver(Drain.Plan(members: 1000, hosts: drainHosts(1), inFlight: 17))
         driver.tell(.begin)
         #expect(driver.inFlight.count == 17)
         driver.run()
@@ -108,7 +25,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
 
     @Test(arguments: [0.5, 7, 100, 500, 3000]) func `a rate is kept over the whole`(rate: Double) {
         let count = Int(max(20, rate * 4))
-        var driver = Driver(Drain.Plan(members: count, hosts: hosts(1), rate: rate, inFlight: 100_000))
+        var driver = DrainDriver(Drain.Plan(members: count, hosts: drainHosts(1), rate: rate, inFlight: 100_000))
         driver.tell(.begin)
         driver.run()
         let first = driver.started[0].at
@@ -122,7 +39,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a delay is not made up for by a burst`() {
-        var driver = Driver(Drain.Plan(members: 1000, hosts: hosts(1), rate: 100, inFlight: 1000))
+        var driver = DrainDriver(Drain.Plan(members: 1000, hosts: drainHosts(1), rate: 100, inFlight: 1000))
         driver.tell(.begin)
         driver.now += 5_000_000_000
         let before = driver.started.count
@@ -131,7 +48,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test(arguments: [0, 0.1]) func `a service's rate slows the drain down, and nobody fails`(canary: Double) {
-        var driver = Driver(Drain.Plan(members: 300, hosts: hosts(3, 1), canary: canary))
+        var driver = DrainDriver(Drain.Plan(members: 300, hosts: drainHosts(3, 1), canary: canary))
         driver.interval = 20_000_000
         let start = driver.now
         driver.tell(.begin)
@@ -149,7 +66,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `who is postponed waits, whether the drain is paused, cancelled or ends in the canary`() {
-        var driver = Driver(Drain.Plan(members: 50, hosts: hosts(1), inFlight: 10, canary: 0.2))
+        var driver = DrainDriver(Drain.Plan(members: 50, hosts: drainHosts(1), inFlight: 10, canary: 0.2))
         driver.interval = 1_000_000_000
         driver.tell(.begin)
         #expect(driver.inFlight.count == 1)
@@ -171,7 +88,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `in pause none begins, and afterwards they go on without a burst`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), rate: 10, inFlight: 4))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), rate: 10, inFlight: 4))
         driver.tell(.begin)
         driver.tell(.pause)
         driver.now += 10_000_000_000
@@ -185,7 +102,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a cancelled drain ends after those under way`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), inFlight: 4))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), inFlight: 4))
         driver.tell(.begin)
         driver.tell(.cancel)
         #expect(driver.drain.outcome == nil)
@@ -196,7 +113,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `the rest waits until the canary is established`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), canary: 0.05, settle: 2_000_000_000))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), canary: 0.05, settle: 2_000_000_000))
         driver.tell(.begin)
         driver.end()
         #expect(driver.started.count == 5)
@@ -213,7 +130,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a canary that does not stay established goes back, and the rest never moves`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), canary: 0.05))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), canary: 0.05))
         driver.broken = "The host hung up."
         driver.tell(.begin)
         driver.run()
@@ -225,7 +142,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `the first reset ends the canary, and those under way go back when they have moved`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), inFlight: 3, canary: 0.1))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), inFlight: 3, canary: 0.1))
         driver.tell(.begin)
         let first = driver.inFlight.removeFirst()
         driver.tell(.ended(first.member, .moved(isProven: true)))
@@ -239,7 +156,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a migration that fails in the canary is the canary's failure`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), inFlight: 1, canary: 0.05))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), inFlight: 1, canary: 0.05))
         driver.tell(.begin)
         driver.end()
         driver.end(.failed(reason: "No."))
@@ -248,7 +165,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a session that has gone gives its place in canary and shares to the next`() {
-        var driver = Driver(Drain.Plan(members: 12, hosts: hosts(1, 1), canary: 0.25))
+        var driver = DrainDriver(Drain.Plan(members: 12, hosts: drainHosts(1, 1), canary: 0.25))
         driver.tell(.begin)
         #expect(driver.inFlight.count == 3)
         driver.end(.gone)
@@ -261,7 +178,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a to-host that refuses is found out before anything moves`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1, 1)))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1, 1)))
         driver.refusals = [1: "It does not listen."]
         driver.tell(.begin)
         #expect(driver.drain.outcome == .failed(reason: "It does not listen."))
@@ -269,7 +186,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a to-host that refuses meanwhile stops the drain, and what has moved stays`() {
-        var driver = Driver(Drain.Plan(members: 1000, hosts: hosts(1), rate: 100))
+        var driver = DrainDriver(Drain.Plan(members: 1000, hosts: drainHosts(1), rate: 100))
         driver.tell(.begin)
         for _ in 0..<20 {
             driver.now = driver.drain.deadline ?? driver.now
@@ -284,7 +201,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `the reasons are counted and a session that fails does not stop the others`() {
-        var driver = Driver(Drain.Plan(members: 10, hosts: hosts(1)))
+        var driver = DrainDriver(Drain.Plan(members: 10, hosts: drainHosts(1)))
         driver.tell(.begin)
         driver.run(.failed(reason: "No."))
         #expect(driver.drain.outcome == .completed)
@@ -294,11 +211,11 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
 
     @Test(arguments: 0..<200) func `whatever happens in whatever order, it ends and counts everybody once`(seed: UInt64)
     {
-        var random = SplitMix64(state: seed)
+        var random = SeededGenerator(state: seed)
         let members = Int.random(in: 1...60, using: &random)
-        var driver = Driver(
+        var driver = DrainDriver(
             Drain.Plan(
-                members: members, hosts: hosts(3, 2, 1), rate: Bool.random(using: &random) ? 200 : nil,
+                members: members, hosts: drainHosts(3, 2, 1), rate: Bool.random(using: &random) ? 200 : nil,
                 inFlight: Int.random(in: 1...9, using: &random), canary: Bool.random(using: &random) ? 0.2 : 0,
                 settle: 50_000_000))
         driver.tell(.begin)
@@ -330,128 +247,6 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 }
 
-@Suite struct DrainRecordTests {
-    /// What would have been written down of a drain, when its daemon dies now.
-    private func record(_ driver: Driver, _ ended: [Int: Drain.Record.Turn], underWay: Bool) -> Drain.Record {
-        var record = Drain.Record()
-        record.turns = ended
-        if underWay { record.underWay = Dictionary(driver.inFlight.map { ($0.member, $0.host) }) { $1 } }
-        record.isPaused = driver.drain.isPaused
-        record.isCancelled = driver.drain.isCancelled
-        record.isCanaryOver = driver.drain.isCanaryOver
-        record.stopReason = driver.drain.stopReason
-        return record
-    }
-
-    private func turn(_ host: Int, _ result: Drain.Result = .moved(isProven: true), isBack: Bool? = nil)
-        -> Drain.Record.Turn
-    {
-        Drain.Record.Turn(host: host, result: result, isBack: isBack)
-    }
-
-    @Test(arguments: 0..<300) func `whenever the daemon dies, everybody has one turn and the shares are exact`(
-        seed: UInt64
-    ) {
-        var random = SplitMix64(state: seed)
-        let members = Int.random(in: 1...80, using: &random)
-        let plan = Drain.Plan(
-            members: members, hosts: hosts(3, 1), rate: Bool.random(using: &random) ? 300 : nil,
-            inFlight: Int.random(in: 1...9, using: &random), canary: Bool.random(using: &random) ? 0.2 : 0,
-            settle: 50_000_000)
-        var driver = Driver(plan)
-        var ended: [Int: Drain.Record.Turn] = [:]
-        driver.tell(.begin)
-        for _ in 0..<Int.random(in: 0...300, using: &random) where driver.drain.outcome == nil {
-            driver.now += UInt64.random(in: 0...10_000_000, using: &random)
-            switch Int.random(in: 0...40, using: &random) {
-            case 0:
-                // What is under way was either past the point of no return, or is taken back.
-                let goesOn = Bool.random(using: &random)
-                var next = Driver(plan)
-                next.drain = Drain(plan, resuming: record(driver, ended, underWay: goesOn))
-                next.now = driver.now
-                next.inFlight = goesOn ? driver.inFlight : []
-                #expect(next.drain.counts.moved == driver.drain.counts.moved)
-                #expect(next.drain.waiting == driver.drain.waiting + (goesOn ? 0 : driver.inFlight.count))
-                next.tell(.begin)
-                driver = next
-            case 1...20: driver.tell(.deadlinePassed)
-            default:
-                guard let index = driver.inFlight.indices.randomElement(using: &random) else { continue }
-                let (member, host) = driver.inFlight.remove(at: index)
-                let result = Drain.Result.moved(isProven: Bool.random(using: &random))
-                #expect(ended[member] == nil)
-                ended[member] = turn(host, result)
-                driver.tell(.ended(member, result))
-            }
-        }
-        driver.run()
-        let counts = driver.drain.counts
-        #expect(driver.drain.outcome == .completed)
-        #expect(counts.moved == members && counts.failed == 0)
-        #expect(abs(Double(driver.drain.spread.counts[0]) - Double(members) * 0.75) <= 1)
-        #expect(driver.drain.spread.counts.reduce(0, +) == members)
-    }
-
-    @Test func `one that was paused or cancelled is so still`() {
-        let plan = Drain.Plan(members: 20, hosts: hosts(1))
-        var record = Drain.Record()
-        record.turns = [0: turn(0), 1: turn(0, .failed(reason: "No.")), 3: turn(0, .gone)]
-        record.isPaused = true
-        var driver = Driver(plan)
-        driver.drain = Drain(plan, resuming: record)
-        driver.tell(.begin)
-        #expect(driver.started.isEmpty && driver.drain.reasons == ["No.": 1])
-        driver.tell(.resume)
-        // The one that was left out has its turn first.
-        #expect(driver.started.map(\.member) == [2] + Array(4..<20))
-        record.isPaused = false
-        record.isCancelled = true
-        driver = Driver(plan)
-        driver.drain = Drain(plan, resuming: record)
-        driver.tell(.begin)
-        #expect(driver.drain.outcome == .cancelled && driver.drain.waiting == 17)
-    }
-
-    @Test func `a canary goes on and settles anew`() {
-        let plan = Drain.Plan(members: 100, hosts: hosts(1), canary: 0.05, settle: 2_000_000_000)
-        var record = Drain.Record()
-        record.turns = [0: turn(0), 1: turn(0), 2: turn(0)]
-        record.underWay = [3: 0]
-        var driver = Driver(plan)
-        driver.drain = Drain(plan, resuming: record)
-        driver.inFlight = [(3, 0)]
-        driver.tell(.begin)
-        #expect(driver.started.map(\.member) == [4])
-        driver.end()
-        #expect(driver.drain.state == .settling)
-        #expect(driver.drain.deadline == driver.now + 2_000_000_000)
-        driver.broken = "The host hung up."
-        driver.run()
-        #expect(driver.drain.outcome == .failed(reason: "The host hung up."))
-        #expect(Set(driver.sentBack) == [0, 1, 2, 3, 4] && driver.drain.counts.returned == 5)
-    }
-
-    @Test func `a canary that was on its way back goes back`() {
-        let plan = Drain.Plan(members: 100, hosts: hosts(1), canary: 0.05)
-        var record = Drain.Record()
-        record.turns = [0: turn(0, isBack: true), 1: turn(0), 2: turn(0), 3: turn(0, isBack: false)]
-        record.underWay = [4: 0]
-        record.returning = [2]
-        record.stopReason = "Reset."
-        var driver = Driver(plan)
-        driver.drain = Drain(plan, resuming: record)
-        driver.tell(.begin)
-        #expect(driver.sentBack == [1])
-        driver.tell(.ended(4, .moved(isProven: true)))
-        #expect(driver.sentBack == [1, 4])
-        #expect(driver.drain.outcome == nil)
-        driver.tell(.returned(2, isBack: true))
-        #expect(driver.drain.outcome == .failed(reason: "Reset."))
-        #expect(driver.drain.counts.returned == 4 && driver.drain.counts.moved == 5 && driver.started.isEmpty)
-    }
-}
-
 @Suite struct SpreadTests {
     @Test(arguments: [[1], [3, 1], [5, 3, 2], [1, 1, 1, 1, 1, 1, 1], [1000, 1], [7, 0x7fff]] as [[UInt32]])
     func `at every moment the counts are within one of the exact shares`(weights: [UInt32]) {
@@ -471,18 +266,5 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
         spread.release(1)
         #expect(spread.assign() == 1)
         #expect(spread.counts == [1, 1])
-    }
-}
-
-/// SplitMix64, seeded.
-private struct SplitMix64: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var mixed = state
-        mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
-        return mixed ^ (mixed >> 31)
     }
 }
