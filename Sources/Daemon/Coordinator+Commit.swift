@@ -31,11 +31,13 @@ struct PendingWork {
     var changed: [SessionKey: Session] = [:]
     /// Migrations that the journal need not remember.
     var settled: [UInt64] = []
+    /// What has become of drains' sessions.
+    var turns: [JournaledTurn] = []
     /// The first challenges of handshakes, to be sent when the SYNs of their clients may pass.
     var challenges: [TCPSegment] = []
 
     var isEmpty: Bool {
-        switches.isEmpty && forgets.isEmpty && changed.isEmpty && settled.isEmpty && challenges.isEmpty
+        switches.isEmpty && forgets.isEmpty && changed.isEmpty && settled.isEmpty && turns.isEmpty && challenges.isEmpty
     }
 }
 
@@ -180,6 +182,8 @@ extension Coordinator {
         }
         for error in gateway.conntrack.delete(entries) { logger.error("\(error)") }
         for (running, connections) in forgets {
+            // What was given to the session had arrived: now it is owed another one.
+            if !connections.isEmpty { given[running.machine.session.id] = nil }
             running.note(
                 "forgotten", "conntrack's \(connections.count == 1 ? "entry" : "\(connections.count) entries")")
             advance(running, .forgotten)
@@ -197,13 +201,16 @@ extension Coordinator {
     private func commitChanges() {
         let changed = pending.changed
         let settled = pending.settled
+        let turns = pending.turns
         pending.changed = [:]
         pending.settled = []
-        if changed.isEmpty && settled.isEmpty { return }
+        pending.turns = []
+        if changed.isEmpty && settled.isEmpty && turns.isEmpty { return }
         let steps = changed.map { key, old in (from: old, to: sessions[key] ?? Session(key: key)) }
         var batch = JournalBatch()
         batch.sessions = steps.map(\.to)
         batch.forgotten = settled
+        batch.turns = turns
         do {
             try journal.write(batch)
         } catch {

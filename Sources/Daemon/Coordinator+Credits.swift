@@ -98,12 +98,17 @@ extension Coordinator {
         guard let binding = session.binding else { return false }
         guard let entry = try lookup.entry(session.tracked) else {
             // Its SYN may still be on the way from the queue to conntrack.
-            return EventLoop.now - (given[session.id] ?? 0) > Self.givingTime
+            return !isOnItsWay(session.id)
         }
         switch entry.phase {
         case .opening, .halfOpen, .established: return entry.reply.source != binding.host
         case .closing, .leaving, .closed: return true
         }
+    }
+
+    /// Whether a connection was given to the session so short a time ago that conntrack need not know it yet.
+    func isOnItsWay(_ session: UInt64) -> Bool {
+        given[session].map { EventLoop.now - $0 <= Self.givingTime } ?? false
     }
 
     /// Brings sessions to where their clients have come back from: journal, gateway, and everything that knows them by
@@ -158,6 +163,7 @@ extension Coordinator {
             awaitingReconnect.follow(running.machine.id, session.key)
         }
         followLifetimes(of: moved)
+        for drain in drains.values where !drain.machine.isFinished { drain.members.follow(moved.mapValues(\.key)) }
         let old = moved.map { key, session in
             (
                 session, latest.removeValue(forKey: key), preparing.removeValue(forKey: key),

@@ -30,6 +30,7 @@ extension Coordinator {
         lastMigration += 1
         let drain = RunningDrain(
             id: lastMigration, order: order, caller: caller, selection: selection, members: members)
+        try journal(drain)
         drains[drain.id] = drain
         forgetOldDrains()
         logger.notice(
@@ -41,6 +42,7 @@ extension Coordinator {
 
     /// A drain's report; waits until it has an outcome, `wait` nanoseconds at most.
     func drain(_ id: UInt64, wait: UInt64) async throws(Problem) -> DrainReport {
+        if let report = endedDrains[id] { return report }
         let drain = try find(drain: id)
         if drain.machine.isFinished || wait == 0 { return drain.report }
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
@@ -55,11 +57,12 @@ extension Coordinator {
     }
 
     func drainList() -> DrainList {
-        DrainList(drains: drains.values.sorted { $0.id < $1.id }.map(\.report))
+        DrainList(drains: (endedDrains.values + drains.values.map(\.report)).sorted { $0.id < $1.id })
     }
 
     /// Pauses, resumes or cancels a drain.
     func tell(drain id: UInt64, _ event: Drain.Event) throws(Problem) -> DrainReport {
+        if let report = endedDrains[id] { return report }
         let drain = try find(drain: id)
         if !drain.machine.isFinished { advance(drain, event) }
         return drain.report
@@ -68,13 +71,14 @@ extension Coordinator {
     private func find(drain id: UInt64) throws(Problem) -> RunningDrain {
         guard let drain = drains[id] else {
             throw Problem(
-                kind: .unknownDrain, detail: "There is no drain \(id): the daemon remembers those since its start.")
+                kind: .unknownDrain,
+                detail: "There is no drain \(id): those that run and a hundred ended ones are known.")
         }
         return drain
     }
 
     private func dryRun(
-        _ order: DrainOrder, _ selection: DrainSelection, _ members: [RunningDrain.Member]
+        _ order: DrainOrder, _ selection: DrainSelection, _ members: [DrainMembers.Member]
     ) -> DrainReport {
         let drain = RunningDrain(id: 0, order: order, caller: .daemon, selection: selection, members: members)
         var report = drain.report
@@ -91,16 +95,25 @@ extension Coordinator {
     }
 
     private func forgetOldDrains() {
-        let ended = drains.values.filter { $0.machine.isFinished }.map(\.id).sorted()
-        for id in ended.dropLast(100) { drains[id] = nil }
+        let ended = (drains.values.filter { $0.machine.isFinished }.map(\.id) + endedDrains.keys).sorted()
+        for id in ended.dropLast(100) {
+            drains[id] = nil
+            endedDrains[id] = nil
+            do {
+                try journal.forgetDrain(id)
+            } catch {
+                logger.error("\(error)")
+            }
+        }
     }
 
     // MARK: - What a drain's machine wants
 
-    private func advance(_ drain: RunningDrain, _ event: Drain.Event) {
+    func advance(_ drain: RunningDrain, _ event: Drain.Event) {
         var waiting = [event]
         while !waiting.isEmpty {
             let effects = drain.machine.handle(waiting.removeFirst(), at: EventLoop.now)
+            journalProgress(of: drain)
             list(effects, of: drain)
             for effect in effects { waiting += perform(effect, of: drain) }
             drain.dump = nil
@@ -167,7 +180,7 @@ extension Coordinator {
     private func sendBack(_ member: Int, of drain: RunningDrain) {
         let before = drain.members[member].before
         let request = MigrationRequest(
-            session: present(member, of: drain), to: before?.host,
+            session: drain.members[member].key, to: before?.host,
             datapath: before?.datapath ?? drain.selection.datapath, passive: drain.selection.passive, checksHost: false)
         if let until = policy.place(for: request.session, to: request.to, in: paces, at: EventLoop.now) {
             loop.schedule(at: until) { self.sendBack(member, of: drain) }
@@ -186,17 +199,13 @@ extension Coordinator {
         _ = begin(request, dump: dump, caller: caller, drain: drain.id)
     }
 
-    /// A member as it is called now: its client may have come back from another port.
-    private func present(_ member: Int, of drain: RunningDrain) -> SessionKey {
-        drain.latest[member].flatMap { migrations[$0]?.machine.request.session } ?? drain.members[member].key
-    }
-
     /// A member's migration has its outcome. The drain is told a turn of the loop later, of all at once.
     func memberEnded(_ running: RunningMigration, of drain: RunningDrain) {
         guard let (member, isReturning) = drain.migrations[running.machine.id] else { return }
         guard !isReturning else {
-            let key = present(member, of: drain)
-            let isBack = sessions[key]?.binding?.host == drain.members[member].before?.host
+            let (key, before) = (drain.members[member].key, drain.members[member].before)
+            let isBack = sessions[key]?.binding?.host == before?.host
+            journalReturn(member, isBack: isBack, of: drain)
             return tellLater(drain, .returned(member, isBack: isBack))
         }
         let result: Drain.Result =
@@ -206,10 +215,11 @@ extension Coordinator {
             case .failed(.unknownConnection), .failed(.alreadyThere): .gone
             case .failed(let failure): .failed(reason: "\(failure)")
             }
+        journalTurn(member, result, running, of: drain)
         tellLater(drain, .ended(member, result))
     }
 
-    private func tellLater(_ drain: RunningDrain, _ event: Drain.Event) {
+    func tellLater(_ drain: RunningDrain, _ event: Drain.Event) {
         drain.news.append(event)
         guard drain.news.count == 1 else { return }
         loop.schedule(at: EventLoop.now) {
@@ -239,6 +249,11 @@ extension Coordinator {
 
     private func finish(_ drain: RunningDrain, _ outcome: Drain.Outcome) {
         drain.finishedAt = EventLoop.wallClock
+        do {
+            try journal.write(drain.report, of: drain.id)
+        } catch {
+            logger.error("\(error)", metadata: ["drain": "\(drain.id)"])
+        }
         if let timer = drain.progressTimer { loop.cancel(timer) }
         let counts = drain.machine.counts
         let summary =
@@ -261,7 +276,7 @@ extension Coordinator {
 
     /// Asks every to-host for a connection, on each port that sessions would use there.
     private func check(_ drain: RunningDrain) {
-        let homes = Set(drain.members.map(\.key.home.port))
+        let homes = Set(drain.members.all.map(\.key.home.port))
         for (index, each) in drain.selection.hosts.enumerated() {
             guard let host = each.host else {
                 tellLater(drain, .checked(host: index, refusal: nil))
@@ -313,42 +328,65 @@ extension Coordinator {
     func observeCanary(_ entry: ConnectionEntry) {
         guard entry.state == .close else { return }
         guard let session = sessions.session(answeredBy: entry.original.reversed) ?? session(of: entry.original),
-            let running = latest[session.key].flatMap({ migrations[$0] }), running.switchedAt != nil,
-            let drain = running.drain.flatMap({ drains[$0] }),
-            let (member, isReturning) = drain.migrations[running.machine.id], !isReturning
+            entry.reply.source == session.host,
+            let (drain, member) = canary(session.key)
         else { return }
         let clientSide = FourTuple(source: clientEndpoint(of: entry, session), destination: session.key.home)
-        guard running.machine.established.contains(clientSide), entry.reply.source == session.host else { return }
+        if let id = drain.latest[member], let running = migrations[id] {
+            guard running.machine.isSwitched, running.isResumed || running.machine.established.contains(clientSide),
+                drain.migrations[id]?.isReturning == false
+            else { return }
+            running.note("reset", "by \(session.host)")
+        } else if !drain.earlier.contains(member) {
+            return
+        }
         let reason = "The to-host \(session.host) accepted the new connection of \(clientSide.source) and reset it."
-        running.note("reset", reason)
         tellLater(drain, .broken(member, reason: reason))
+    }
+
+    /// The drain whose canary this session is in, and its place there.
+    private func canary(_ key: SessionKey) -> (RunningDrain, Int)? {
+        for drain in drains.values where drain.machine.state == .canary || drain.machine.state == .settling {
+            if let member = drain.members.place(of: key) { return (drain, member) }
+        }
+        return nil
     }
 
     /// What is wrong with the first of these sessions that has not got its new connection.
     private func firstBroken(_ members: [Int], of drain: RunningDrain) -> String? {
         for member in members {
-            guard let running = drain.latest[member].flatMap({ migrations[$0] }) else { continue }
-            let key = present(member, of: drain)
-            let machine = running.machine
-            if machine.connections.isEmpty || machine.request.passive && machine.established.isEmpty { continue }
-            guard !machine.established.isEmpty else {
-                return
-                    "The client of \(key) has not come back through its to-host \(sessions[key]?.host ?? machine.fromHost)."
-            }
-            let isUp = machine.established.contains { tuple in
-                var original = tuple
-                if let session = sessions[key], let binding = session.binding, binding.datapath == .queue {
-                    original.destination = binding.host
-                    if key.original == tuple { original = session.tracked }
+            let key = drain.members[member].key
+            let host = sessions[key]?.host ?? key.home
+            if let running = drain.latest[member].flatMap({ migrations[$0] }), !drain.earlier.contains(member) {
+                let machine = running.machine
+                if machine.connections.isEmpty || machine.request.passive && machine.established.isEmpty { continue }
+                // Whether one that was taken up again had its new connection before that, conntrack knows.
+                guard !machine.established.isEmpty || running.isResumed else {
+                    return "The client of \(key) has not come back through its to-host \(host)."
                 }
-                let entry = try? gateway.conntrack.entry(original: original)
-                return entry?.state == .established && entry?.phase == .established
+            } else if drain.turns[member]?.isAwaited != true {
+                continue
             }
-            guard isUp else {
-                return "The new connection of \(key) did not stay established on \(sessions[key]?.host ?? key.home)."
-            }
+            guard isEstablished(key) else { return "The new connection of \(key) did not stay established on \(host)." }
         }
         return nil
+    }
+
+    /// Whether a session has a connection that is established with its host.
+    private func isEstablished(_ key: SessionKey) -> Bool {
+        let session = sessions[key]
+        let host = session?.host ?? key.home
+        let original = session?.tracked ?? key.original
+        func isUp(_ entry: ConnectionEntry) -> Bool {
+            entry.reply.source == host && entry.state == .established && entry.phase == .established
+        }
+        if key.clientPort != nil {
+            return (try? gateway.conntrack.entry(original: original)).flatMap { $0 }.map(isUp) ?? false
+        }
+        let entries = try? gateway.conntrack.entries(client: key.client) {
+            $0.original.destination == original.destination
+        }
+        return entries?.contains(where: isUp) ?? false
     }
 }
 

@@ -12,7 +12,7 @@ extension Coordinator {
     /// Carries out one effect. Returns the event that it led to, when that is known at once.
     func perform(_ effect: MigrationMachine.Effect, of running: RunningMigration) -> MigrationMachine.Event? {
         switch effect {
-        case .locate: return locate(running)
+        case .locate: return locateWhenSettled(running)
         case .prepare:
             running.isUnderWay = true
             prepare(running)
@@ -33,6 +33,19 @@ extension Coordinator {
             finish(running, outcome)
             return nil
         }
+    }
+
+    /// Waits for a connection that was given to the session a moment ago and is still on its way to conntrack.
+    private func locateWhenSettled(_ running: RunningMigration) -> MigrationMachine.Event? {
+        let located = locate(running)
+        guard case .located(let connections) = located, connections.isEmpty, running.closed.isEmpty,
+            let session = sessions[running.machine.request.session], session.isFollowing, isOnItsWay(session.id)
+        else { return located }
+        loop.schedule(at: EventLoop.now + 2_000_000) {
+            guard let located = self.locateWhenSettled(running) else { return }
+            self.advance(running, located)
+        }
+        return nil
     }
 
     private func locate(_ running: RunningMigration) -> MigrationMachine.Event {
@@ -339,11 +352,13 @@ extension Coordinator {
 
     func journaled(_ running: RunningMigration, _ stage: JournaledMigration.Stage) -> JournaledMigration {
         let machine = running.machine
-        return JournaledMigration(
+        var entry = JournaledMigration(
             id: machine.id, stage: stage, before: SessionDocument(running.before ?? machine.session),
             to: machine.request.to.map { "\($0)" }, datapath: machine.request.datapath.rawValue,
             passive: machine.request.passive, fromHost: "\(machine.fromHost)",
             connections: machine.connections.map { ConnectionDocument($0) })
+        entry.member = journaledMember(running)
+        return entry
     }
 }
 

@@ -45,10 +45,11 @@ extension Coordinator {
         for ring in gateway.rings {
             loop.watch(ring.eventFileDescriptor) { self.drainObservations() }
         }
-        for entry in contents.migrations {
-            // One that is taken up again stays in the journal until it holds nothing more.
-            if entry.stage == .switching || !resume(entry) { try journal.forgetMigration(entry.id) }
-        }
+        try restoreDrains(contents.migrations)
+        // One that is taken up again stays in the journal until it holds nothing more.
+        let over = contents.migrations.filter { $0.stage == .switching || !resume($0) }
+        try resumeDrains(over: over)
+        pending.settled += over.map(\.id)
         resumeLifetimes(try journal.lifetimes(), migrations: contents.migrations)
         watchDirect()
         try startWebhooks()
@@ -107,6 +108,10 @@ extension Coordinator {
         where standing.transit == .frozen && tuple.destination == key.home && key.covers(tuple.source) {
             session.transits[tuple]?.transit = .awaitingSYN
         }
+        let connections = entry.connections.compactMap(\.connection)
+        for connection in connections where isBack(connection, of: session) {
+            session.endTransit(of: connection.clientSide)
+        }
         do {
             try gateway.install(
                 SessionChange(from: released, to: session), undoneBy: SessionChange(from: session, to: released))
@@ -123,12 +128,14 @@ extension Coordinator {
         let running = RunningMigration(machine, service: policy.service(of: key)?.name, eventLog: eventLog)
         running.before = before
         running.isUnderWay = true
+        running.isResumed = true
+        running.drain = entry.member?.drain
+        if let member = entry.member { drains[member.drain]?.latest[member.place] = entry.id }
         migrations[entry.id] = running
         latest[key] = entry.id
         standing[key, default: []].insert(entry.id)
         awaitingReconnect.insert(entry.id, key)
         running.note("resumed", "by a daemon that started anew")
-        let connections = entry.connections.compactMap(\.connection)
         for connection in connections {
             // The entry may not have been forgotten yet.
             if let stale = try? gateway.conntrack.entry(original: connection.clientSide),
@@ -141,6 +148,22 @@ extension Coordinator {
             if let event = perform(effect, of: running) { advance(running, event) }
         }
         return true
+    }
+
+    /// Whether the client of an old connection has opened its next one on the same four-tuple, while nobody was there to
+    /// write it down: that one must not be reset.
+    private func isBack(_ connection: LocatedConnection, of session: Session) -> Bool {
+        var original = connection.clientSide
+        if original == session.key.original {
+            original = session.tracked
+        } else if let binding = session.binding, binding.datapath == .queue {
+            original.destination = binding.host
+        }
+        guard let entry = try? gateway.conntrack.entry(original: original) else { return false }
+        switch entry.phase {
+        case .opening, .halfOpen, .established: return entry.reply.source != connection.serverSide.destination
+        case .closing, .leaving, .closed: return false
+        }
     }
 
     /// Stops what runs on this thread; the kernel keeps the table.

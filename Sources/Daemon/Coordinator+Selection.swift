@@ -8,7 +8,7 @@ internal import Wire
 extension Coordinator {
     /// The sessions that a drain would move, in the order of their turns: from one look at conntrack's table, and those
     /// that are bound to the from-host without having a connection.
-    func members(_ selection: DrainSelection) throws(Problem) -> [RunningDrain.Member] {
+    func members(_ selection: DrainSelection) throws(Problem) -> [DrainMembers.Member] {
         var found: [SessionKey: Candidate] = [:]
         var keys: [SessionKey] = []
         func add(_ key: SessionKey, _ entry: ConnectionEntry?) {
@@ -53,7 +53,9 @@ extension Coordinator {
             keys = keys.filter { wanted.contains($0) }
         }
         if let order = selection.order { keys = try sort(keys, by: order, found) }
-        return keys.prefix(selection.atMost).map { RunningDrain.Member(key: $0, before: sessions[$0]?.binding) }
+        return keys.prefix(selection.atMost).map {
+            DrainMembers.Member(key: $0, session: sessions[$0]?.id ?? 0, before: sessions[$0]?.binding)
+        }
     }
 
     /// The session of a connection: the one that binds it, or else the one that the scope would make.

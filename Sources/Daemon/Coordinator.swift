@@ -66,6 +66,8 @@ actor Coordinator {
     var expiries: [FourTuple: (id: UInt64, timer: UInt64)] = [:]
     /// Drains, by their numbers.
     var drains: [UInt64: RunningDrain] = [:]
+    /// The reports of drains that ended in an earlier process.
+    var endedDrains: [UInt64: DrainReport] = [:]
     /// Ended migrations that no running drain needs, oldest first.
     var endedMigrations: [UInt64] = []
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+package import ControlInterface
 internal import Foundation
 internal import GRDB
 package import Migration
@@ -30,6 +31,15 @@ package protocol Journal: AnyObject {
     func setPosition(of webhook: String, to event: UInt64) throws(JournalError)
     /// Forgets those of all other webhooks.
     func forgetPositions(except webhooks: [String]) throws(JournalError)
+    /// Writes down what a drain is to do.
+    func write(_ beginning: JournaledDrain.Beginning, of drain: UInt64) throws(JournalError)
+    func write(_ progress: DrainProgress, of drain: UInt64) throws(JournalError)
+    /// Writes down how a drain has ended, in place of the rest.
+    func write(_ report: DrainReport, of drain: UInt64) throws(JournalError)
+    func forgetDrain(_ id: UInt64) throws(JournalError)
+    /// Those that have not ended.
+    func drains() throws(JournalError) -> [JournaledDrain]
+    func endedDrains() throws(JournalError) -> [DrainReport]
     /// Writes many steps in one transaction.
     func write(_ batch: JournalBatch) throws(JournalError)
 }
@@ -41,10 +51,12 @@ package struct JournalBatch {
     package var migrations: [JournaledMigration] = []
     /// Migrations that hold nothing more.
     package var forgotten: [UInt64] = []
+    /// What has become of drains' sessions.
+    package var turns: [JournaledTurn] = []
 
     package init() {}
 
-    package var isEmpty: Bool { sessions.isEmpty && migrations.isEmpty && forgotten.isEmpty }
+    package var isEmpty: Bool { sessions.isEmpty && migrations.isEmpty && forgotten.isEmpty && turns.isEmpty }
 }
 
 package struct JournalContents {
@@ -72,6 +84,8 @@ package struct JournaledMigration: Codable, Hashable, Sendable {
     package var passive: Bool
     package var fromHost: String
     package var connections: [ConnectionDocument]
+    /// The session of a drain that it moves; nil for a migration by itself.
+    package var member: JournaledMember?
 
     package init(
         id: UInt64, stage: Stage, before: SessionDocument, to: String?, datapath: String, passive: Bool,
@@ -144,6 +158,7 @@ package final class SQLiteJournal: Journal {
             }
             Self.registerLifetimes(&migrator)
             Self.registerWebhooks(&migrator)
+            Self.registerDrains(&migrator)
             try migrator.migrate(database)
         } catch {
             throw JournalError(path: directory, reason: "\(error)")
@@ -194,6 +209,7 @@ package final class SQLiteJournal: Journal {
                     .execute(arguments: [Int64(highest)])
             }
             for session in batch.sessions { try Self.put(session, into: database, encoder) }
+            for turn in batch.turns { try Self.put(turn, into: database, encoder) }
             for id in batch.forgotten {
                 try database.cachedStatement(sql: "DELETE FROM migration WHERE id = ?").execute(arguments: [Int64(id)])
             }

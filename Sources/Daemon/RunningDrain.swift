@@ -7,21 +7,14 @@ internal import Wire
 
 /// A drain with what belongs to it outside its machine. Confined to the coordinator.
 final class RunningDrain {
-    /// A session that a drain moves.
-    struct Member {
-        let key: SessionKey
-        /// What bound it before; nil when home served it.
-        let before: Binding?
-    }
-
     let id: UInt64
     let order: DrainOrder
     /// Who asked for it.
     let caller: Caller
     let selection: DrainSelection
-    let members: [Member]
+    var members: DrainMembers
     var machine: Drain
-    let requestedAt = EventLoop.wallClock
+    let requestedAt: Double
     var finishedAt: Double?
     var timer: UInt64?
     var progressTimer: UInt64?
@@ -35,6 +28,10 @@ final class RunningDrain {
     var migrations: [UInt64: (member: Int, isReturning: Bool)] = [:]
     /// Each member's latest migration.
     var latest: [Int: UInt64] = [:]
+    /// What the journal says of members that have had their turn, of those that had it in an earlier process, and of the whole.
+    var turns: [Int: JournaledTurn] = [:]
+    var earlier: Set<Int> = []
+    var journaled = DrainProgress()
     /// Conntrack's connections by client, listed for a group of sessions that begin together.
     var dump: [IPAddress: [ConnectionEntry]]?
     /// What has happened and the machine has not been told.
@@ -42,12 +39,16 @@ final class RunningDrain {
     /// What the last event of progress said.
     var told = Drain.Counts()
 
-    init(id: UInt64, order: DrainOrder, caller: Caller, selection: DrainSelection, members: [Member]) {
+    init(
+        id: UInt64, order: DrainOrder, caller: Caller, selection: DrainSelection, members: [DrainMembers.Member],
+        requestedAt: Double = EventLoop.wallClock
+    ) {
         self.id = id
         self.caller = caller
         self.order = order
         self.selection = selection
-        self.members = members
+        self.members = DrainMembers(members)
+        self.requestedAt = requestedAt
         var plan = selection.plan
         plan.members = members.count
         machine = Drain(plan)

@@ -32,6 +32,8 @@ final class RunningMigration {
     var closed: [ConnectionEntry] = []
     /// Challenges and RSTs sent, by the handshake's tuple.
     var sent: [FourTuple: (challenges: Int, resets: Int)] = [:]
+    /// Whether an earlier process had begun it.
+    var isResumed = false
     /// The drain that this is part of.
     var drain: UInt64?
     /// The session before the switch.

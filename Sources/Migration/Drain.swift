@@ -42,7 +42,7 @@ public struct Drain: Sendable {
     }
 
     /// How one session's migration ended.
-    public enum Result: Hashable, Sendable {
+    public enum Result: Hashable, Codable, Sendable {
         /// On its to-host; whether the from-host's reset is proven.
         case moved(isProven: Bool)
         /// There was nothing to move any more.
@@ -112,41 +112,45 @@ public struct Drain: Sendable {
     }
 
     public let plan: Plan
-    public private(set) var state = State.checking
-    public private(set) var isPaused = false
-    public private(set) var isCancelled = false
-    public private(set) var counts = Counts()
-    public private(set) var spread: Spread
+    public internal(set) var state = State.checking
+    public internal(set) var isPaused = false
+    public internal(set) var isCancelled = false
+    public internal(set) var counts = Counts()
+    public internal(set) var spread: Spread
     public private(set) var outcome: Outcome?
     /// Why sessions failed, each reason once, with how often; the first few.
-    public private(set) var reasons: [String: Int] = [:]
+    public internal(set) var reasons: [String: Int] = [:]
     /// When `deadlinePassed` is wanted, in nanoseconds of the caller's clock.
     public private(set) var deadline: UInt64?
 
     /// The next session's place.
-    public private(set) var next = 0
+    public internal(set) var next = 0
     /// Sessions that must succeed before the rest goes.
     public let canaries: Int
     private var pace: DrainPace?
     private var settledAt: UInt64 = 0
     private var awaitedChecks = 0
     private var lastCheck: UInt64 = 0
-    private var begun: [Int: Int] = [:]
+    var begun: [Int: Int] = [:]
     /// Those whose turn came before they might move, and when they may.
-    private var postponed: [(member: Int, until: UInt64)] = []
+    var postponed: [(member: Int, until: UInt64)] = []
     private var isSlowed = false
     /// Those that have moved in the canary.
-    private var movedCanaries: [Int] = []
+    var movedCanaries: [Int] = []
     /// Where they are.
-    private var canaryHosts: [Int: Int] = [:]
-    private var returning: Set<Int> = []
-    private var stopReason: String?
+    var canaryHosts: [Int: Int] = [:]
+    var returning: Set<Int> = []
+    /// Why no further session begins.
+    public internal(set) var stopReason: String?
+    /// Where one that is taken up again goes on.
+    var resumed: State?
     private var isExamining = false
 
     /// How often the to-hosts are asked while sessions move, in nanoseconds.
     static let checkInterval: UInt64 = 1_000_000_000
     /// Migrations begin in groups this far apart, in nanoseconds: a group is one change of the kernel's table.
     static let beat: UInt64 = 10_000_000
+    static let notSentBack = "A session of the canary could not be sent back."
     /// With so many postponed nobody else has a turn, who would probably be postponed too; and so many are tried at once.
     public static let mostPostponed = 128
 
@@ -159,6 +163,10 @@ public struct Drain: Sendable {
     }
 
     public var isFinished: Bool { outcome != nil }
+    /// Whether the canary has succeeded, or there is none.
+    public var isCanaryOver: Bool { canaries == 0 || state == .rest }
+    /// The to-host of a session whose migration is under way: its place in the plan.
+    public func host(of member: Int) -> Int? { begun[member] }
     /// Sessions that have not had their turn.
     public var waiting: Int { plan.members - next + postponed.count }
     private var hasWaiting: Bool { next < plan.members || !postponed.isEmpty }
@@ -168,6 +176,10 @@ public struct Drain: Sendable {
         guard outcome == nil else { return [] }
         switch event {
         case .begin:
+            if let resumed {
+                self.resumed = nil
+                return goOn(resumed, at: now)
+            }
             guard state == .checking, awaitedChecks == 0 else { return [] }
             guard plan.checksHosts, plan.members > 0 else { return enterFirst(at: now) }
             return check(at: now)
@@ -220,7 +232,7 @@ public struct Drain: Sendable {
 
     // MARK: - Turns
 
-    private mutating func proceed(at now: UInt64) -> [Effect] {
+    mutating func proceed(at now: UInt64) -> [Effect] {
         if isCancelled || stopReason != nil, state != .returning {
             return counts.inFlight == 0 ? conclude() : []
         }
@@ -345,7 +357,7 @@ public struct Drain: Sendable {
         return effects + sendBack(movedCanaries)
     }
 
-    private mutating func sendBack(_ members: [Int]) -> [Effect] {
+    mutating func sendBack(_ members: [Int]) -> [Effect] {
         returning.formUnion(members)
         return [.progress("returning", detail: "\(members.count) sessions"), .sendBack(members)]
     }
@@ -356,12 +368,12 @@ public struct Drain: Sendable {
             counts.returned += 1
             if let host = canaryHosts[member] { spread.release(host) }
         } else {
-            reasons["A session of the canary could not be sent back.", default: 0] += 1
+            reasons[Self.notSentBack, default: 0] += 1
         }
         return concludeReturn()
     }
 
-    private mutating func concludeReturn() -> [Effect] {
+    mutating func concludeReturn() -> [Effect] {
         counts.inFlight == 0 && returning.isEmpty ? conclude() : []
     }
 

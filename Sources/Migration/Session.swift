@@ -145,8 +145,11 @@ public struct Session: Hashable, Sendable {
     }
 
     /// What conntrack has as the original four-tuple of this session's connection: user space translates before conntrack
-    /// looks, the kernel's NAT behind it. Of scope `connection`.
-    public var tracked: FourTuple { binding?.datapath == .queue ? hostSide ?? key.original : key.original }
+    /// looks, the kernel's NAT behind it. With port 0 where any port of the client is meant.
+    public var tracked: FourTuple {
+        guard let binding, binding.datapath == .queue else { return key.original }
+        return hostSide ?? FourTuple(source: key.clientEndpoint, destination: binding.host)
+    }
 
     /// The client may open a connection of its own to the host with the very four-tuple that the host has from this
     /// session. Its SYN is held, so that one of the two gets another source port.

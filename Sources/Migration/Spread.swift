@@ -68,6 +68,9 @@ public struct Spread: Sendable {
         return best
     }
 
+    /// Counts a session that is at this host already.
+    public mutating func occupy(_ index: Int) { counts[index] += 1 }
+
     /// Takes a place back.
     public mutating func release(_ index: Int) { counts[index] = max(0, counts[index] - 1) }
 }

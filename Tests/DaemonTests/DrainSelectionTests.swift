@@ -68,6 +68,30 @@ import Wire
     }
 }
 
+@Suite struct DrainMembersTests {
+    private func key(_ port: UInt16) throws -> SessionKey {
+        SessionKey(
+            client: try #require(IPAddress("192.0.2.9")), clientPort: port,
+            home: try #require(Endpoint("198.51.100.1:80")))
+    }
+
+    @Test func `a session keeps its place when its client comes back from other ports`() throws {
+        var members = DrainMembers(try (4000...4004).map { DrainMembers.Member(key: try key($0)) })
+        members.follow([try key(4001): try key(5001), try key(9999): try key(9998)])
+        #expect(members[1].key == (try key(5001)))
+        #expect(members.place(of: try key(5001)) == 1)
+        #expect(members.place(of: try key(4001)) == nil)
+        #expect(members.place(of: try key(9998)) == nil)
+        // Two change ports with each other, one takes the port that another leaves.
+        members.follow([
+            try key(4000): try key(4004), try key(4004): try key(4000), try key(5001): try key(4002),
+            try key(4002): try key(6002),
+        ])
+        #expect(members.all.map(\.key) == (try [4004, 4002, 6002, 4003, 4000].map { try key($0) }))
+        for (place, member) in members.all.enumerated() { #expect(members.place(of: member.key) == place) }
+    }
+}
+
 @Suite struct TimerQueueTests {
     @Test(arguments: 0..<20) func `timers fire in the order of their deadlines, and cancelled ones do not`(seed: Int) {
         var random = SystemRandomNumberGenerator()
@@ -133,6 +157,10 @@ import Wire
         waiting.insert(2, try key(nil))
         waiting.insert(3, try key(4001))
         #expect(waiting.ids(of: client) == [1, 2])
+        waiting.follow(1, try key(4007))
+        waiting.follow(9, try key(4007))
+        #expect(waiting.ids(of: client) == [2])
+        #expect(waiting.ids(of: try key(4007).clientEndpoint) == [1, 2])
         waiting.remove(1)
         waiting.remove(2)
         #expect(waiting.ids(of: client).isEmpty)

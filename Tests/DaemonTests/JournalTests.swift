@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import ControlInterface
 import Daemon
 import Foundation
 import Migration
@@ -119,6 +120,54 @@ import Wire
             try journal.forgetPositions(except: ["one", "three"])
             #expect(try journal.positions() == ["one": 0])
         }
+    }
+
+    @Test func `a drain comes back with its progress and turns, and its report when it has ended`() throws {
+        try withDirectory { directory in
+            let session = try session()
+            let beginning = JournaledDrain.Beginning(
+                order: DrainOrder(from: "2001:db8:1::2", to: [DrainHost(host: "home")]), user: 1, group: 2, process: 3,
+                requestedAt: 1_700_000_000.5, members: [SessionDocument(session)])
+            var turn = JournaledTurn(
+                drain: 50, place: 0, host: 0, result: .failed(reason: "No."), session: 5, isAwaited: true)
+            var progress = DrainProgress()
+            let journal = try SQLiteJournal(directory: directory)
+            try journal.write(beginning, of: 50)
+            #expect(try journal.drains().map(\.progress) == [progress])
+            (progress.isPaused, progress.stopReason) = (true, "Reset.")
+            try journal.write(progress, of: 50)
+            var batch = JournalBatch()
+            batch.turns = [turn]
+            try journal.write(batch)
+            turn.isBack = false
+            batch.turns = [turn]
+            try journal.write(batch)
+            let reopened = try SQLiteJournal(directory: directory)
+            let drain = try #require(try reopened.drains().first)
+            #expect(drain.id == 50 && drain.beginning == beginning)
+            #expect(drain.progress == progress && drain.turns == [turn])
+            // Migrations and drains are numbered together.
+            #expect(try reopened.load().lastMigration == 50)
+
+            let report = DrainReport(
+                id: 50, from: "2001:db8:1::2", to: [], state: "finished", total: 1, requestedAt: 1)
+            try reopened.write(report, of: 50)
+            #expect(try reopened.drains().isEmpty)
+            #expect(try SQLiteJournal(directory: directory).endedDrains() == [report])
+            try reopened.forgetDrain(50)
+            #expect(try reopened.endedDrains().isEmpty)
+        }
+    }
+
+    @Test func `a migration says of which drain it is`() throws {
+        let session = try session()
+        var entry = JournaledMigration(
+            id: 41, stage: .resetting, before: SessionDocument(session), to: nil, datapath: "kernel", passive: false,
+            fromHost: "[2001:db8:1::1]:80", connections: [])
+        let alone = try JSONDecoder().decode(JournaledMigration.self, from: JSONEncoder().encode(entry))
+        #expect(alone == entry && alone.member == nil)
+        entry.member = JournaledMember(drain: 40, place: 7, host: 1, isReturning: false)
+        #expect(try JSONDecoder().decode(JournaledMigration.self, from: JSONEncoder().encode(entry)) == entry)
     }
 
     @Test func `a directory that cannot be used is named`() {

@@ -2,93 +2,10 @@
 
 import Migration
 import Testing
-import Wire
-
-/// Runs a drain as the daemon does, with migrations that take as long as the test wants.
-private struct Driver {
-    var drain: Drain
-    var now: UInt64 = 1_000_000_000
-    /// Sessions on their way, with the host.
-    var inFlight: [(member: Int, host: Int)] = []
-    var started: [(member: Int, host: Int, at: UInt64)] = []
-    var effects: [Drain.Effect] = []
-    var sentBack: [Int] = []
-    /// What the next examination finds.
-    var broken: String?
-    /// Like a service's rate: so many nanoseconds between two admissions; nil for none.
-    var interval: UInt64?
-    var placeAt: UInt64 = 0
-    var postponements = 0
-    /// What the hosts answer, by place.
-    var refusals: [Int: String] = [:]
-    var greatestInFlight = 0
-
-    init(_ plan: Drain.Plan) { drain = Drain(plan) }
-
-    mutating func tell(_ event: Drain.Event) {
-        var events = [event]
-        while !events.isEmpty {
-            for effect in drain.handle(events.removeFirst(), at: now) {
-                effects.append(effect)
-                switch effect {
-                case .check:
-                    for host in drain.plan.hosts.indices {
-                        events.append(.checked(host: host, refusal: refusals[host]))
-                    }
-                case .migrate(let member, _) where interval != nil && now < placeAt:
-                    postponements += 1
-                    events.append(.postponed(member, until: placeAt, reason: "its rate"))
-                case .migrate(let member, let host):
-                    placeAt = now + (interval ?? 0)
-                    inFlight.append((member, host))
-                    started.append((member, host, now))
-                    greatestInFlight = max(greatestInFlight, inFlight.count)
-                case .examine: events.append(.examined(broken: broken))
-                case .sendBack(let members):
-                    sentBack += members
-                    events += members.map { .returned($0, isBack: true) }
-                case .progress, .finish: break
-                }
-            }
-        }
-    }
-
-    /// Ends everything under way.
-    mutating func end(_ result: Drain.Result = .moved(isProven: true)) {
-        let ending = inFlight
-        inFlight = []
-        for each in ending { tell(.ended(each.member, result)) }
-    }
-
-    /// Lets time pass until the drain's deadline, and ends what is under way; until it is finished or nothing happens.
-    mutating func run(_ result: Drain.Result = .moved(isProven: true)) {
-        while drain.outcome == nil {
-            if !inFlight.isEmpty {
-                end(result)
-            } else if let deadline = drain.deadline {
-                now = max(now, deadline)
-                tell(.deadlinePassed)
-            } else {
-                return
-            }
-        }
-    }
-
-    var steps: [String] {
-        effects.compactMap { if case .progress(let step, _) = $0 { step } else { nil } }
-    }
-}
-
-private func hosts(_ weights: UInt32...) -> [WeightedHost] {
-    weights.enumerated().map { index, weight in
-        let address = IPAddress.v4(IPv4Address(rawValue: 0xc633_6402 + UInt32(index)))
-        return WeightedHost(host: .init(address: address), weight: weight)
-    }
-}
 
 @Suite struct DrainTests {
     @Test func `every session moves, in exact shares`() {
-        var driver = Driver(Drain.Plan(members: 10_000, hosts: hosts(3, 1)))
+        var driver = DrainDriver(Drain.Plan(members: 10_000, hosts: drainHosts(3, 1)))
         driver.tell(.begin)
         driver.run()
         #expect(driver.drain.outcome == .completed)
@@ -98,7 +15,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `the limit of migrations under way is kept and used`() {
-        var driver = Driver(Drain.Plan(members: 1000, hosts: hosts(1), inFlight: 17))
+        var driver = DrainDriver(Drain.Plan(members: 1000, hosts: drainHosts(1), inFlight: 17))
         driver.tell(.begin)
         #expect(driver.inFlight.count == 17)
         driver.run()
@@ -108,7 +25,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
 
     @Test(arguments: [0.5, 7, 100, 500, 3000]) func `a rate is kept over the whole`(rate: Double) {
         let count = Int(max(20, rate * 4))
-        var driver = Driver(Drain.Plan(members: count, hosts: hosts(1), rate: rate, inFlight: 100_000))
+        var driver = DrainDriver(Drain.Plan(members: count, hosts: drainHosts(1), rate: rate, inFlight: 100_000))
         driver.tell(.begin)
         driver.run()
         let first = driver.started[0].at
@@ -122,7 +39,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a delay is not made up for by a burst`() {
-        var driver = Driver(Drain.Plan(members: 1000, hosts: hosts(1), rate: 100, inFlight: 1000))
+        var driver = DrainDriver(Drain.Plan(members: 1000, hosts: drainHosts(1), rate: 100, inFlight: 1000))
         driver.tell(.begin)
         driver.now += 5_000_000_000
         let before = driver.started.count
@@ -131,7 +48,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test(arguments: [0, 0.1]) func `a service's rate slows the drain down, and nobody fails`(canary: Double) {
-        var driver = Driver(Drain.Plan(members: 300, hosts: hosts(3, 1), canary: canary))
+        var driver = DrainDriver(Drain.Plan(members: 300, hosts: drainHosts(3, 1), canary: canary))
         driver.interval = 20_000_000
         let start = driver.now
         driver.tell(.begin)
@@ -149,7 +66,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `who is postponed waits, whether the drain is paused, cancelled or ends in the canary`() {
-        var driver = Driver(Drain.Plan(members: 50, hosts: hosts(1), inFlight: 10, canary: 0.2))
+        var driver = DrainDriver(Drain.Plan(members: 50, hosts: drainHosts(1), inFlight: 10, canary: 0.2))
         driver.interval = 1_000_000_000
         driver.tell(.begin)
         #expect(driver.inFlight.count == 1)
@@ -171,7 +88,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `in pause none begins, and afterwards they go on without a burst`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), rate: 10, inFlight: 4))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), rate: 10, inFlight: 4))
         driver.tell(.begin)
         driver.tell(.pause)
         driver.now += 10_000_000_000
@@ -185,7 +102,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a cancelled drain ends after those under way`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), inFlight: 4))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), inFlight: 4))
         driver.tell(.begin)
         driver.tell(.cancel)
         #expect(driver.drain.outcome == nil)
@@ -196,7 +113,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `the rest waits until the canary is established`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), canary: 0.05, settle: 2_000_000_000))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), canary: 0.05, settle: 2_000_000_000))
         driver.tell(.begin)
         driver.end()
         #expect(driver.started.count == 5)
@@ -213,7 +130,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a canary that does not stay established goes back, and the rest never moves`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), canary: 0.05))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), canary: 0.05))
         driver.broken = "The host hung up."
         driver.tell(.begin)
         driver.run()
@@ -225,7 +142,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `the first reset ends the canary, and those under way go back when they have moved`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), inFlight: 3, canary: 0.1))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), inFlight: 3, canary: 0.1))
         driver.tell(.begin)
         let first = driver.inFlight.removeFirst()
         driver.tell(.ended(first.member, .moved(isProven: true)))
@@ -239,7 +156,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a migration that fails in the canary is the canary's failure`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1), inFlight: 1, canary: 0.05))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1), inFlight: 1, canary: 0.05))
         driver.tell(.begin)
         driver.end()
         driver.end(.failed(reason: "No."))
@@ -248,7 +165,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a session that has gone gives its place in canary and shares to the next`() {
-        var driver = Driver(Drain.Plan(members: 12, hosts: hosts(1, 1), canary: 0.25))
+        var driver = DrainDriver(Drain.Plan(members: 12, hosts: drainHosts(1, 1), canary: 0.25))
         driver.tell(.begin)
         #expect(driver.inFlight.count == 3)
         driver.end(.gone)
@@ -261,7 +178,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a to-host that refuses is found out before anything moves`() {
-        var driver = Driver(Drain.Plan(members: 100, hosts: hosts(1, 1)))
+        var driver = DrainDriver(Drain.Plan(members: 100, hosts: drainHosts(1, 1)))
         driver.refusals = [1: "It does not listen."]
         driver.tell(.begin)
         #expect(driver.drain.outcome == .failed(reason: "It does not listen."))
@@ -269,7 +186,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `a to-host that refuses meanwhile stops the drain, and what has moved stays`() {
-        var driver = Driver(Drain.Plan(members: 1000, hosts: hosts(1), rate: 100))
+        var driver = DrainDriver(Drain.Plan(members: 1000, hosts: drainHosts(1), rate: 100))
         driver.tell(.begin)
         for _ in 0..<20 {
             driver.now = driver.drain.deadline ?? driver.now
@@ -284,7 +201,7 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
     }
 
     @Test func `the reasons are counted and a session that fails does not stop the others`() {
-        var driver = Driver(Drain.Plan(members: 10, hosts: hosts(1)))
+        var driver = DrainDriver(Drain.Plan(members: 10, hosts: drainHosts(1)))
         driver.tell(.begin)
         driver.run(.failed(reason: "No."))
         #expect(driver.drain.outcome == .completed)
@@ -294,11 +211,11 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
 
     @Test(arguments: 0..<200) func `whatever happens in whatever order, it ends and counts everybody once`(seed: UInt64)
     {
-        var random = SplitMix64(state: seed)
+        var random = SeededGenerator(state: seed)
         let members = Int.random(in: 1...60, using: &random)
-        var driver = Driver(
+        var driver = DrainDriver(
             Drain.Plan(
-                members: members, hosts: hosts(3, 2, 1), rate: Bool.random(using: &random) ? 200 : nil,
+                members: members, hosts: drainHosts(3, 2, 1), rate: Bool.random(using: &random) ? 200 : nil,
                 inFlight: Int.random(in: 1...9, using: &random), canary: Bool.random(using: &random) ? 0.2 : 0,
                 settle: 50_000_000))
         driver.tell(.begin)
@@ -349,18 +266,5 @@ private func hosts(_ weights: UInt32...) -> [WeightedHost] {
         spread.release(1)
         #expect(spread.assign() == 1)
         #expect(spread.counts == [1, 1])
-    }
-}
-
-/// SplitMix64, seeded.
-private struct SplitMix64: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var mixed = state
-        mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
-        return mixed ^ (mixed >> 31)
     }
 }

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A client with eight connections to one home, three of them moved with scope connection: whenever it comes back from
 other source ports, exactly three of its connections are on the to-host, also with connections in between that nobody
-moved, and after the daemon has started anew. Both datapaths, both families; a hundred runs each datapath, or six."""
+moved, and after the daemon has started anew. Both datapaths, both families; a hundred runs each datapath, or six. So they do
+in a drain, in its canary, on the way back, and with a lifetime."""
 
 import os
 import random
@@ -21,7 +22,7 @@ from matrix import percentile
 from stage import Stage
 from traffic import PYTHON
 
-PORT, OTHER, ALL, MOVED = 7000, 7001, 8, 3
+PORT, OTHER, RESETS, ALL, MOVED = 7000, 7001, 7999, 8, 3
 
 
 class Group:
@@ -208,6 +209,115 @@ def goodbye(case, stage, datapath):
     stage.daemon.ctl("return", "--session", session and session["id"], "--wait", "--json")
 
 
+# Accepts, and resets when the greeting has come.
+TRAITOR = """
+import socket, struct, sys
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("", int(sys.argv[1])))
+listener.listen(64)
+print("ready", flush=True)
+while True:
+    peer = listener.accept()[0]
+    peer.recv(100)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+"""
+
+
+class Followed(Group):
+    """The same connections, whose ports change while something else goes on with their sessions."""
+
+    def on_hosts(self, patience=8):
+        """How many connections there are by host, once all are up and nothing changes."""
+        last, deadline = None, time.monotonic() + patience
+        while time.monotonic() < deadline:
+            found = sorted(self.settled().values())
+            if found == last:
+                break
+            last = found
+            time.sleep(0.1)
+        return {host: found.count(host) for host in set(found)}
+
+    def move(self, *words):
+        for name in self.names[:MOVED]:
+            answer = self.daemon.migrate(self.present(name), self.home, address("b"), "--datapath", self.datapath,
+                                         *words)
+            self.case.ok(answer.code == 0, "%s: moved to B" % self.datapath, lambda: str(answer))
+        self.again(self.names)
+        return {session["id"] for session in self.bound()}
+
+    def awaited(self, number, holds=lambda now: False, patience=20):
+        """The drain's report once that holds, or when it has ended."""
+        deadline = time.monotonic() + patience
+        while True:
+            now = next(each for each in self.daemon.ctl("drains", "--json")["drains"] if each["id"] == number)
+            if holds(now) or now.get("outcome") or time.monotonic() > deadline:
+                return now
+            time.sleep(0.05)
+
+    def drained(self):
+        """Members of a drain that have not had their turn, are on their way, and are in the canary."""
+        case, what = self.case, "datapath %s: " % self.datapath
+        ids = self.move()
+        before = {session["client"] for session in self.bound()}
+        words = ["drain", address("b"), "--to", address("d"), "--json"]
+        number = self.daemon.ctl(*words, "--rate", "1", "--no-wait")["id"]
+        self.again(self.names)
+        self.again(self.names)
+        case.ok(not before & {session["client"] for session in self.bound()}, what + "all ports change in a drain")
+        done = self.awaited(number)
+        case.equal([done.get("outcome"), done["moved"], done["gone"]], ["completed", MOVED, 0],
+                   what + "a drain moves the sessions that it began with")
+        case.equal([self.on_hosts(), {session["id"] for session in self.bound()}],
+                   [{"A": ALL - MOVED, "D": MOVED}, ids], what + "and nothing else")
+
+        number = self.daemon.ctl("drain", address("d"), "--to", address("b"), "--canary", "1", "--settle", "2",
+                                 "--no-wait", "--json")["id"]
+        self.awaited(number, lambda now: now["state"] == "settling")
+        self.again(self.names)
+        done = self.awaited(number)
+        case.equal([done.get("outcome"), done["returned"]], ["failed", done["moved"]],
+                   what + "a canary whose clients reset their connections is sent back, whatever ports they come from")
+        case.equal([self.on_hosts(), {session["id"] for session in self.bound()}],
+                   [{"A": ALL - MOVED, "D": MOVED}, ids], what + "to where it was")
+
+        # Each reset makes the client come back from another port, and the session follows.
+        number = self.daemon.ctl("drain", address("d"), "--to", endpoint(address("b"), RESETS), "--canary", "1",
+                                 "--no-wait", "--json")["id"]
+        done = self.awaited(number)
+        case.equal([done.get("outcome"), done["returned"]], ["failed", done["moved"]],
+                   what + "a canary whose host resets is sent back too")
+        case.equal([self.on_hosts(), {session["id"] for session in self.bound()}],
+                   [{"A": ALL - MOVED, "D": MOVED}, ids], what + "to where it was")
+        back = self.daemon.ctl("drain", address("d"), "--to", "home", "--json")
+        case.equal([back.code, self.on_hosts()], [0, {"A": ALL}], what + "and home")
+
+    def ended(self):
+        """Lifetimes, whose sessions change ports before, and once more in a daemon that has started anew."""
+        case, what = self.case, "datapath %s: " % self.datapath
+        self.move("--for", "4s")
+        self.daemon.kill()
+        self.daemon.start()
+        self.again(self.names)
+        case.equal(self.on_hosts(), {"A": ALL - MOVED, "B": MOVED}, what + "sessions with a lifetime follow")
+        deadline = time.monotonic() + 10
+        while self.bound() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        case.equal([self.bound(), self.on_hosts()], [[], {"A": ALL}],
+                   what + "and go home when it is over, from whatever port")
+
+
+def interplay(case, stage):
+    traitor = stage.lab.spawn("b", [PYTHON, "-c", TRAITOR, str(RESETS)], stdout=subprocess.PIPE)
+    traitor.stdout.readline()
+    for datapath in ("kernel", "queue"):
+        group = Followed(case, stage, datapath, 4)
+        group.drained()
+        group.ended()
+        group.close()
+
+
 def body(case):
     runs = 50 if case.full else 3
     choice = random.Random(793)
@@ -227,6 +337,7 @@ def body(case):
                 case.ok(percentile(group.credit, 0.5) < 500, "%s: nobody waits for a repeated SYN" % what)
                 group.close()
             goodbye(case, stage, datapath)
+        interplay(case, stage)
         stage.clean(case)
         stage.healthy(case)
 

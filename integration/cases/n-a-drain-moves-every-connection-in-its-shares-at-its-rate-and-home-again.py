@@ -45,7 +45,7 @@ def drained(case, stage, crowd, what, shares, *words):
 def body(case):
     count, rate = (10_000, 500) if case.full else (500, 100)
     with Stage([PORT]) as stage:
-        crowd = CrowdOf(stage.lab, count, PORT, busy=50)
+        crowd = CrowdOf(stage.lab, count, PORT, busy=100 if case.full else 50)
         up = crowd.settled(60)["up"]
         case.equal(up, {"A": count}, "%d connections are on A" % count)
         a, b, d = (address(host) for host in "abd")

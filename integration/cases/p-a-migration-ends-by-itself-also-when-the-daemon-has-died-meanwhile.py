@@ -97,8 +97,9 @@ def survives(case, stage, datapath):
     stage.daemon.kill()
     time.sleep(max(0, began + 3 - time.monotonic()))
     case.equal(stage.client.seen("s", "down", mark=mark), [], datapath + ": a dead daemon ends nothing")
+    started = time.monotonic()
     stage.daemon.start()
-    arrives(case, stage, datapath + ", dead when the time came", "A", time.monotonic(), 0, mark, slack=3)
+    arrives(case, stage, datapath + ", dead when the time came", "A", started, 0, mark, slack=3)
     # Confirmed with the next daemon.
     answer, _, mark = moved(case, stage, datapath, "b", "--confirm-within", "5s", "--datapath", datapath)
     stage.daemon.kill()
