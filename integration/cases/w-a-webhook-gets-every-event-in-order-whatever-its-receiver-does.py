@@ -204,7 +204,8 @@ def floods(case, stage):
     path, receiver = stage.daemon.socket, Receiver(stage.lab, "flooded", 8204)
     stage.daemon.reload(webhook=[{"name": "flooded", "post": receiver.address, "longest-pause": 1, "batch": 1000}])
     receiver.conduct("refuse")
-    order = json.dumps({"client": "192.0.2.1:5", "from": "192.0.2.2:80", "to": "192.0.2.3"}).encode()
+    # Home is where it is: refused, and cheap.
+    order = json.dumps({"client": stage.who("s"), "from": stage.home("s"), "to": "home"}).encode()
     octets = 100 * (b"POST /v1/migrations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(order) + order)
     began, oldest = time.monotonic(), 0
     first = oldest = request(path, "GET", "/v1/events?after=9007199254740000").json["oldest"]
