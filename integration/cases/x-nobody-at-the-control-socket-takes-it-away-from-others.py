@@ -231,7 +231,7 @@ def pipelines(case, stage):
         case.equal([status for status, _ in found][:3], [200] * 3, "so are those before %s" % what)
     found, received = answers(path, HEALTH.replace(b"GET", b"HEAD") + HEALTH, True)
     statuses = re.findall(rb"HTTP/1.1 (\d+)", received)
-    case.ok(statuses == [b"405", b"200"] and b"problem" not in received.partition(b"\r\n\r\n")[2].partition(b"HTTP/1.1")[0],
+    case.ok(statuses == [b"405", b"200"] and received.partition(b"\r\n\r\n")[2].startswith(b"HTTP/1.1"),
             "the answer to HEAD has no body, and the next one is where it should be", received)
     found, received = answers(path, HEAD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n", False, 2)
     case.ok(received.startswith(b"HTTP/1.1 100 "), "who asks before the body is sent is told to go on", received)
