@@ -93,13 +93,13 @@ final class ControlConnection: ChannelDuplexHandler {
             guard body.readableBytes + part.readableBytes <= longestBody else {
                 return refuse(context, .bodyTooLarge(longestBody))
             }
-            guard connections.takeRoom(part.readableBytes) else {
+            guard connections.takeRoom(part.readableBytes, for: caller.user) else {
                 return refuse(
                     context,
                     Problem(
                         kind: .tooManyConnections,
                         detail:
-                            "nfqmigd holds \(OpenConnections.roomForBodies) octets of bodies at once: send this one again later."
+                            "nfqmigd holds \(OpenConnections.roomForBodies) octets of bodies at once, and fewer of one user: send this one again later."
                     ))
             }
             room += part.readableBytes
@@ -172,7 +172,7 @@ final class ControlConnection: ChannelDuplexHandler {
     }
 
     private func giveBackRoom() {
-        connections.giveBackRoom(room)
+        connections.giveBackRoom(room, of: caller.user)
         room = 0
     }
 

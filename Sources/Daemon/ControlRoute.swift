@@ -31,6 +31,15 @@ struct ControlRequest: Sendable {
         try StrictDocument.decode(type, from: body, expected: expected)
     }
 
+    /// The same for a body that may be long. Long ones are read one after the other, so that the threads which all requests
+    /// share are never all busy with them.
+    func longDocument<Document: Codable & Sendable>(
+        _ type: Document.Type, expected: String
+    ) async throws(Problem) -> Document {
+        guard body.count > ControlRoute.shortBody else { return try document(type, expected: expected) }
+        return try await LongDocuments.shared.decode(type, from: body, expected: expected)
+    }
+
     /// A number in the path. Throws `missing` when it is none.
     func identifier(_ name: String, orThrow missing: Problem) throws(Problem) -> UInt64 {
         guard let number = parameters[name].flatMap({ UInt64($0) }) else { throw missing }
@@ -48,6 +57,17 @@ struct ControlRequest: Sendable {
 
     /// The longest that a request may wait for an outcome, in seconds.
     static let longestWait: Double = 86_400
+}
+
+/// Reads one long document at a time.
+private actor LongDocuments {
+    static let shared = LongDocuments()
+
+    func decode<Document: Codable & Sendable>(
+        _ type: Document.Type, from body: Data, expected: String
+    ) throws(Problem) -> Document {
+        try StrictDocument.decode(type, from: body, expected: expected)
+    }
 }
 
 /// What a request is answered with.

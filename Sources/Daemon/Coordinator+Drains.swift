@@ -401,7 +401,7 @@ extension Coordinator {
         return [
             ControlRoute("GET", "/v1/drains") { _ in .document(await self.drainList()) },
             ControlRoute("POST", "/v1/drains", longestBody: ControlRoute.longBody) { request in
-                let order = try request.document(
+                let order = try await request.longDocument(
                     DrainOrder.self, expected: "a drain's order: send JSON with from or service, and to")
                 let report = try await self.drain(order, caller: request.caller)
                 return .document(report, status: report.id == 0 ? 200 : 201)

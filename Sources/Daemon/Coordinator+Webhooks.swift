@@ -83,10 +83,7 @@ extension Coordinator {
     private func deliver(_ running: RunningWebhook) async {
         let webhook = running.webhook
         while !Task.isCancelled {
-            guard
-                let batch = await events(
-                    after: running.position, matching: webhook.filter, limit: webhook.batch, patience: 3_600_000_000_000
-                )
+            guard let batch = eventLog.batch(after: running.position, matching: webhook.filter, limit: webhook.batch)
             else {
                 skipWhatIsGone(running)
                 continue
@@ -94,6 +91,10 @@ extension Coordinator {
             if batch.events.isEmpty {
                 running.position = batch.upTo
                 if isStopping { return }
+                let waiter = Waiter()
+                eventLog.add(waiter)
+                await waiter.wait()
+                eventLog.remove(waiter)
                 continue
             }
             let document = EventDelivery(webhook: webhook.name, events: batch.events, missed: running.missed)

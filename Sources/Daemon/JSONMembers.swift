@@ -10,6 +10,8 @@ package struct JSONMembers {
         case repeated(String)
         /// This member, whose value is not null, is none of those that are known.
         case unknown(String)
+        /// Behind a comma comes an end, which Foundation's decoder lets pass.
+        case strayComma
     }
 
     /// One object or array around the present place.
@@ -31,6 +33,7 @@ package struct JSONMembers {
 
     private let json: [UInt8]
     private var containers: [Container] = []
+    private var hasStrayComma = false
 
     /// The paths of all members, such as `sessions[].client`.
     package static func paths(in json: Data) -> Set<String> {
@@ -51,6 +54,7 @@ package struct JSONMembers {
             isRepeated = isKnownAlready
             return isKnownAlready || !isNull && !known.contains(path)
         }
+        if members.hasStrayComma { return .strayComma }
         return place.map { isRepeated ? .repeated($0) : .unknown($0) }
     }
 
@@ -58,9 +62,16 @@ package struct JSONMembers {
     /// says so. Returns the place where it did.
     private mutating func walk(_ stops: (String, Bool, Bool) -> Bool) -> String? {
         var isNameNext = false
+        var isBehindComma = false
         var index = 0
         while index < json.count {
-            switch UnicodeScalar(json[index]) {
+            let scalar = UnicodeScalar(json[index])
+            if isBehindComma, scalar == "}" || scalar == "]" {
+                hasStrayComma = true
+                return place
+            }
+            if scalar != " ", scalar != "\n", scalar != "\r", scalar != "\t" { isBehindComma = scalar == "," }
+            switch scalar {
             case "{":
                 containers.append(Container(isObject: true, path: containers.last?.pathOfValue ?? ""))
                 isNameNext = true

@@ -17,6 +17,9 @@ final class OpenConnections: Sendable {
     static let limitOfRefused = 32
     /// How many octets of bodies all connections may hold together.
     static let roomForBodies = 16 << 20
+    /// How many of them those of users other than root and the daemon's own, and those of one of these users.
+    static let roomOfOthers = 12 << 20
+    static let roomOfOneUser = 8 << 20
 
     /// What becomes of a new connection.
     enum Admission: Hashable, Sendable {
@@ -34,21 +37,20 @@ final class OpenConnections: Sendable {
 
     private struct State {
         var entries: [ObjectIdentifier: Entry] = [:]
-        var bodies = 0
+        /// Octets of bodies, by user.
+        var bodies: [uid_t: Int] = [:]
     }
 
     private let state = Mutex(State())
 
     /// Counts a new connection of this user.
     func add(_ channel: any Channel, of user: uid_t) -> Admission {
-        let own = geteuid()
         let admission = state.withLock { state in
             let served = state.entries.values.filter { $0.admission == .served }
-            let others = served.filter { $0.user != 0 && $0.user != own }
-            let isOther = user != 0 && user != own
+            let others = served.filter { Self.isOther($0.user) }
             let admission: Admission
             if served.count < Self.limit
-                && (!isOther
+                && (!Self.isOther(user)
                     || others.count < Self.limitOfOthers
                         && others.count(where: { $0.user == user }) < Self.limitOfOneUser)
             {
@@ -68,18 +70,31 @@ final class OpenConnections: Sendable {
         return admission
     }
 
-    /// Sets room for a part of a body aside; false when there is none.
-    func takeRoom(_ octets: Int) -> Bool {
+    /// Sets room for a part of a body of this user's aside; false when there is none.
+    func takeRoom(_ octets: Int, for user: uid_t) -> Bool {
         state.withLock { state in
-            guard state.bodies + octets <= Self.roomForBodies else { return false }
-            state.bodies += octets
+            let all = state.bodies.values.reduce(octets, +)
+            guard all <= Self.roomForBodies else { return false }
+            if Self.isOther(user) {
+                let others = state.bodies.filter { Self.isOther($0.key) }.values.reduce(octets, +)
+                let own = state.bodies[user, default: 0] + octets
+                guard others <= Self.roomOfOthers, own <= Self.roomOfOneUser else { return false }
+            }
+            state.bodies[user, default: 0] += octets
             return true
         }
     }
 
-    func giveBackRoom(_ octets: Int) {
-        state.withLock { $0.bodies -= octets }
+    func giveBackRoom(_ octets: Int, of user: uid_t) {
+        if octets == 0 { return }
+        state.withLock { state in
+            let rest = state.bodies[user, default: 0] - octets
+            state.bodies[user] = rest > 0 ? rest : nil
+        }
     }
+
+    /// Whether it is neither root nor the daemon's own user.
+    private static func isOther(_ user: uid_t) -> Bool { user != 0 && user != geteuid() }
 
     /// Gives running answers a second, and closes what is still open then.
     func end() async {

@@ -33,6 +33,7 @@ package enum StrictDocument {
         case .unknown(let member)?:
             throw Problem(
                 kind: .malformedRequest, detail: "\(quoted(member)) is not a member of \(kind): leave it out.")
+        case .strayComma?: throw Problem(kind: .malformedRequest, detail: "The body is not \(expected).")
         case nil: break
         }
         return document

@@ -36,6 +36,8 @@ import Testing
         (#"{"from": "x", "to": [], "rate": null, "rate": 1}"#, "\"rate\" is there twice"),
         (#"{"from": "x", "to": [], "to.host": 1}"#, "\"to.host\" is not a member"),
         (#"{"from": "x", "to": [], "": 1}"#, "\"\" is not a member"),
+        (#"{"from": "x", "to": [],}"#, "The body is not a drain's order"),
+        (#"{"from": "x", "to": [{"host": "a"} , ]}"#, "The body is not a drain's order"),
         (#"{"from": "x"}"#, "\"to\" is missing"), (#"[]"#, "The body is not a drain's order"), ("", "The body is not"),
     ])
     func `what was not understood is named`(text: String, clue: String) {

@@ -4,6 +4,7 @@
 arrives, in order, none is accepted twice, and no migration notices. Its position outlives the daemon; what was lost with
 the daemon is said to be lost; bad settings are refused."""
 
+import json
 import os
 import statistics
 import subprocess
@@ -17,7 +18,7 @@ import tap
 from lab import LabError
 from openapi import Description
 from product import EVERYTHING, program, toml
-from rawhttp import EventStream
+from rawhttp import EventStream, answers, request
 from receiver import Receiver
 from stage import Stage
 
@@ -198,6 +199,38 @@ def reloads(case, stage, everything, reference):
     case.ok(any("missed" in document for document in late.accepted()), "and the good one goes on")
 
 
+def floods(case, stage):
+    """More events than are kept while the receiver refuses: it is told what it has missed, and gets all that is there."""
+    path, receiver = stage.daemon.socket, Receiver(stage.lab, "flooded", 8204)
+    stage.daemon.reload(webhook=[{"name": "flooded", "post": receiver.address, "longest-pause": 1, "batch": 1000}])
+    receiver.conduct("refuse")
+    # Home is where it is: refused, and cheap.
+    order = json.dumps({"client": stage.who("s"), "from": stage.home("s"), "to": "home"}).encode()
+    octets = 100 * (b"POST /v1/migrations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(order) + order)
+    began, oldest = time.monotonic(), 0
+    first = oldest = request(path, "GET", "/v1/events?after=9007199254740000").json["oldest"]
+    while oldest < first + 1000 and time.monotonic() - began < 300:
+        for _ in range(20):
+            answers(path, octets)
+        oldest = request(path, "GET", "/v1/events?after=9007199254740000").json["oldest"]
+    case.note("oldest event %d after %.0f s" % (oldest, time.monotonic() - began))
+    case.ok(oldest > first, "(events are lost)", oldest)
+    answer, up, _ = stage.moved("s", "b")
+    case.ok(answer.code == 0 and bool(up), "a session migrates meanwhile", lambda: str(answer))
+    stage.moved("s", "return")
+    reference = EventStream(path)
+    time.sleep(3)
+    receiver.conduct("accept")
+    case.ok(await_last(receiver, reference, 60), "once it accepts again, it has the last event within 60 s")
+    reference.close()
+    accepted = receiver.accepted()
+    missed, ids = accepted[0].get("missed"), [event["id"] for event in receiver.events()]
+    case.ok(missed and missed["last"] == ids[0] - 1 >= oldest - 1, "it is told what it has missed", "%s, %d" % (missed, ids[0]))
+    case.equal(ids, list(range(ids[0], ids[0] + len(ids))), "and gets everything behind it, in order")
+    case.ok(len(ids) >= 65536, "at least as many as are said to be kept", len(ids))
+    case.equal(len([each for each in accepted if "missed" in each]), 1, "which is said once")
+
+
 def refusals(case, stage):
     """`nfqmigd check` and `nfqmigd run` name what is wrong."""
     good = {"name": "x", "post": "http://127.0.0.1:8201/"}
@@ -234,6 +267,8 @@ def body(case):
         reference = conducts(case, stage, everything, ends)
         reference = restarts(case, stage, everything, reference)
         reloads(case, stage, everything, reference)
+        if case.full:
+            floods(case, stage)
         stage.clean(case)
         stage.healthy(case)
 

@@ -34,7 +34,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_N
 os.setgroups([])
 os.setgid(int(sys.argv[4]))
 os.setuid(int(sys.argv[4]))
-held, octets = [], bytes.fromhex(sys.argv[3])
+held, octets = [], bytes.fromhex(sys.argv[3]) + b" " * int(sys.argv[5])
 deadline = time.monotonic() + 10
 while len(held) < int(sys.argv[2]) and time.monotonic() < deadline:
     client = socket.socket(socket.AF_UNIX)
@@ -42,7 +42,7 @@ while len(held) < int(sys.argv[2]) and time.monotonic() < deadline:
     try:
         client.connect(sys.argv[1])
         held.append(client)
-        client.settimeout(0.01)
+        client.settimeout(0.05)
         client.sendall(octets)
     except OSError:
         time.sleep(0.001)
@@ -75,8 +75,9 @@ def busy(pid, seconds=1):
 class Crowd:
     """Many connections of another user, each of which sends these octets and is held open."""
 
-    def __init__(self, path, count, octets=b"", user=NOBODY):
-        self.child = subprocess.Popen([sys.executable, "-c", CROWD, path, str(count), octets.hex(), str(user)],
+    def __init__(self, path, count, octets=b"", user=NOBODY, spaces=0):
+        self.child = subprocess.Popen([sys.executable, "-c", CROWD, path, str(count), octets.hex(), str(user),
+                                       str(spaces)],
                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.count = int(self.child.stdout.readline() or 0)
 
@@ -104,13 +105,13 @@ def unharmed(case, stage, what):
 
 def crowds(case, stage):
     path, pid = stage.daemon.socket, stage.daemon.pid
-    body = HEAD.replace(b"migrations", b"drains") + b"Content-Length: 2000000\r\n\r\n" + b" " * 1000
+    body = HEAD.replace(b"migrations", b"drains") + b"Content-Length: 2000000\r\n\r\n"
     # A file that a hostile process may not open in large numbers is not asked of the daemon either.
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (512, 512))
     for what, octets in (("3000 idle connections", b""), ("connections that begin a request", HEAD[:30]),
                          ("connections that hold a body back", body), ("streams that nobody reads",
                           b"GET /v1/events?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")):
-        crowd = Crowd(path, 3000 if case.full or not octets else 400, octets)
+        crowd = Crowd(path, 3000 if case.full or not octets else 400, octets, spaces=1900000 * (octets is body))
         time.sleep(0.3)
         case.ok(crowd.count >= 64, what + ": (%d of another user's were made)" % crowd.count)
         unharmed(case, stage, what)
@@ -230,7 +231,7 @@ def pipelines(case, stage):
         case.equal([status for status, _ in found][:3], [200] * 3, "so are those before %s" % what)
     found, received = answers(path, HEALTH.replace(b"GET", b"HEAD") + HEALTH, True)
     statuses = re.findall(rb"HTTP/1.1 (\d+)", received)
-    case.ok(statuses == [b"405", b"200"] and b"problem" not in received.partition(b"\r\n\r\n")[2].partition(b"HTTP/1.1")[0],
+    case.ok(statuses == [b"405", b"200"] and received.partition(b"\r\n\r\n")[2].startswith(b"HTTP/1.1"),
             "the answer to HEAD has no body, and the next one is where it should be", received)
     found, received = answers(path, HEAD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n", False, 2)
     case.ok(received.startswith(b"HTTP/1.1 100 "), "who asks before the body is sent is told to go on", received)
