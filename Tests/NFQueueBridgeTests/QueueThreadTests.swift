@@ -121,6 +121,7 @@ struct QueueThreadTests {
             let receiver = try LabSocket.udp(host: 1, port: 4000)
             let sender = try LabSocket.udp(host: 2)
             for text in ["A1", "M2", "A3", "M4"] { sender.send(Array(text.utf8), to: 1, port: 4000) }
+            QueueLab.eventually { queue.counters.packets >= 4 }
             var arrived: [String] = []
             while let datagram = receiver.receive() { arrived.append(String(decoding: datagram, as: UTF8.self)) }
             withExtendedLifetime(queue) {}
