@@ -38,7 +38,7 @@ def until(stage, number, holds, patience=60):
 
 
 def killed(case, stage, crowd, count):
-    """SIGKILL at any moment; who has moved stays, nobody is lost, nobody is moved twice."""
+    """SIGKILL, and every third time SIGTERM, at any moment; who has moved stays, nobody is lost, nobody is moved twice."""
     rng, kills = random.Random(7), 8 if case.full else 4
     crowd.history()
     number = begin(stage, address("a"), "--to", address("b") + "=3", "--to", address("d"), "--rate", str(RATE))
@@ -46,7 +46,10 @@ def killed(case, stage, crowd, count):
     for turn in range(1, kills + 1):
         before = until(stage, number, lambda now: now["moved"] >= turn * count // (kills + 2))
         time.sleep(rng.uniform(0, 0.05))
-        stage.daemon.kill()
+        if turn % 3 == 0:
+            stage.daemon.stop()
+        else:
+            stage.daemon.kill()
         died = time.monotonic()
         stage.daemon.start()
         dead.append((died, time.monotonic()))
