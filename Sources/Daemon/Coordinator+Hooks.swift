@@ -18,7 +18,6 @@ final class HookQueue {
         var isRunning = false
         var program: HookProgram?
         var request: Task<Void, Never>?
-        var timer: UInt64?
 
         init(_ hook: Hook, migration: UInt64, completion: @escaping (HookResult) -> Void) {
             self.hook = hook
@@ -27,10 +26,9 @@ final class HookQueue {
         }
 
         /// Ends what runs; its completion is not called.
-        func cancel(_ loop: EventLoop) {
+        func cancel() {
             program?.cancel()
             request?.cancel()
-            if let timer { loop.cancel(timer) }
         }
     }
 
@@ -153,13 +151,13 @@ extension Coordinator {
 
     /// Ends the preparation of a migration that has an outcome.
     func endPreparation(of running: RunningMigration) {
-        for id in hookQueue.ids(of: running.machine.id, at: .prepare) { hookQueue.remove(id)?.cancel(loop) }
+        for id in hookQueue.ids(of: running.machine.id, at: .prepare) { hookQueue.remove(id)?.cancel() }
         startHooks()
     }
 
     /// Ends every hook.
     func stopHooks() {
-        for id in hookQueue.jobs.keys { hookQueue.remove(id)?.cancel(loop) }
+        for id in hookQueue.jobs.keys { hookQueue.remove(id)?.cancel() }
     }
 
     private func start(_ hook: Hook, for running: RunningMigration, completion: @escaping (HookResult) -> Void) {
@@ -183,10 +181,6 @@ extension Coordinator {
                 ) { self.hookEnded(id, $0) }
             case .post(let delivery):
                 job.request = Task { await self.post(document, to: delivery, for: id) }
-                job.timer = loop.schedule(at: EventLoop.now + UInt64(job.hook.timeout * 1e9)) {
-                    job.request?.cancel()
-                    self.hookEnded(id, .failed(reason: "it did not answer within \(job.hook.timeout.plainText) s"))
-                }
             }
         }
     }
@@ -203,14 +197,13 @@ extension Coordinator {
                 result = .failed(reason: "it answered with status \(status)\(line)".droppingPeriod)
             }
         } catch {
-            result = .failed(reason: "it cannot be reached: \(error.localizedDescription)".droppingPeriod)
+            result = .failed(reason: delivery.clause(about: error))
         }
         hookEnded(id, result)
     }
 
     private func hookEnded(_ id: UInt64, _ result: HookResult) {
         guard let job = hookQueue.remove(id) else { return }
-        if let timer = job.timer { loop.cancel(timer) }
         job.completion(result)
         startHooks()
     }

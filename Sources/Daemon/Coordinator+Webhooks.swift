@@ -136,7 +136,7 @@ extension Coordinator {
             let (status, _) = try await delivery.post(try Reply.encode(document))
             return (200..<300).contains(status) ? nil : "it answered with status \(status)"
         } catch {
-            return "it cannot be reached: \(error.localizedDescription)".droppingPeriod
+            return delivery.clause(about: error)
         }
     }
 

@@ -45,6 +45,12 @@ struct Delivery: Hashable, Sendable {
             Postings.shared.end(posting, .failure(CancellationError()))
         }
     }
+
+    /// What was wrong with a post that threw, as a clause without an end.
+    func clause(about error: any Error) -> String {
+        if (error as? URLError)?.code == .timedOut { return "it did not answer within \(timeout.plainText) s" }
+        return "it cannot be reached: \(error.localizedDescription)".droppingPeriod
+    }
 }
 
 /// One request on its way.

@@ -8,7 +8,8 @@ internal import Foundation
 actor IdempotencyStore {
     /// Seconds that an answer is kept.
     static let lifetime: UInt64 = 86_400
-    /// How many answers are kept, and how many octets they may have together; the oldest give way.
+    /// How many answers are kept, and how many octets they may have together. The oldest of the user who has most give way, so
+    /// that nobody who floods the store takes others' answers out of it.
     static let capacity = 10_000
     static let room = 32 << 20
 
@@ -25,10 +26,16 @@ actor IdempotencyStore {
         var size: Int
     }
 
+    /// What a user has in the store.
+    private struct Share {
+        /// Keys in the order of their first use; some may have gone.
+        var order: [(key: String, since: UInt64)] = []
+        var count = 0
+        var size = 0
+    }
+
     private var entries: [Name: Entry] = [:]
-    /// Names in the order of their first use; some may have gone.
-    private var order: [(name: Name, since: UInt64)] = []
-    private var size = 0
+    private var shares: [UInt32: Share] = [:]
 
     /// The answer to a request: of `carryOut`, or the one of the same request before. Keys of different users are
     /// different keys.
@@ -53,8 +60,9 @@ actor IdempotencyStore {
         // Not a child: the request is carried out also when the client goes.
         let answer = Task { await carryOut() }
         entries[name] = Entry(request: request, body: body, since: now, answer: answer, size: body.count)
-        order.append((name, now))
-        size += body.count
+        shares[caller.user, default: Share()].order.append((key, now))
+        shares[caller.user]?.count += 1
+        shares[caller.user]?.size += body.count
         let reply = await answer.value
         guard entries[name]?.since == now else { return reply }
         if reply.status == 429 || reply.status >= 500 {
@@ -62,24 +70,37 @@ actor IdempotencyStore {
             forget(name)
         } else {
             entries[name]?.size += reply.body.count
-            size += reply.body.count
+            shares[caller.user]?.size += reply.body.count
         }
         return reply
     }
 
     private func makeRoom(_ now: UInt64) {
-        var gone = 0
-        for (name, since) in order {
-            let isOver = now - since > Self.lifetime * 1_000_000_000
-            guard isOver || entries.count >= Self.capacity || size > Self.room else { break }
-            gone += 1
-            if entries[name]?.since == since { forget(name) }
+        for user in shares.keys {
+            while let first = shares[user]?.order.first, now - first.since > Self.lifetime * 1_000_000_000 {
+                forgetOldest(of: user)
+            }
         }
-        if gone > 0 { order.removeFirst(gone) }
+        while entries.count >= Self.capacity, let user = shares.max(by: { $0.value.count < $1.value.count })?.key {
+            forgetOldest(of: user)
+        }
+        while shares.values.reduce(0, { $0 + $1.size }) > Self.room,
+            let user = shares.max(by: { $0.value.size < $1.value.size })?.key
+        {
+            forgetOldest(of: user)
+        }
+    }
+
+    private func forgetOldest(of user: UInt32) {
+        guard let oldest = shares[user]?.order.first else { return shares[user] = nil }
+        shares[user]?.order.removeFirst()
+        let name = Name(user: user, key: oldest.key)
+        if entries[name]?.since == oldest.since { forget(name) }
     }
 
     private func forget(_ name: Name) {
         guard let entry = entries.removeValue(forKey: name) else { return }
-        size -= entry.size
+        shares[name.user]?.count -= 1
+        shares[name.user]?.size -= entry.size
     }
 }
