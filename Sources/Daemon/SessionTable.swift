@@ -38,6 +38,13 @@ package struct SessionTable: Sequence {
     /// The session whose rewritten connection is answered with this four-tuple, host → client.
     package func session(answeredBy reply: FourTuple) -> Session? { replyHolders[reply].flatMap { sessions[$0] } }
 
+    /// A rewritten connection of a session is answered with this four-tuple. Costs the same however many there are, unless
+    /// the caller holds a copy of the session.
+    package mutating func learn(_ reply: FourTuple, of key: SessionKey) {
+        guard sessions[key]?.replies.insert(reply).inserted == true else { return }
+        replyHolders[reply] = key
+    }
+
     /// Every session of a client, and every session of all clients; all there are when `client` is nil.
     package func sessions(of client: IPAddress?) -> [Session] {
         guard let client else { return Array(sessions.values) }
