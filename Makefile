@@ -55,11 +55,11 @@ format: ## Format all Swift files
 	$(SWIFT) format format --in-place --recursive --parallel Package.swift Sources Tests Benchmarks/Package.swift Benchmarks/Benchmarks
 
 # What the benchmark compares with, and its load generator.
-PEERS := $(addprefix .build/peers/,load batched textbook)
+PEERS := $(addprefix .build/peers/,load batched textbook delay)
 
 .build/peers/%: integration/peers/%.c integration/peers/flow.h
 	@mkdir -p $(@D)
-	$(CC) -O3 -Wall -Wextra -o $@ $< -lnetfilter_queue -lmnl -lpthread
+	$(CC) -O3 -Wall -Wextra -o $@ $< -lnetfilter_queue -lnfnetlink -lmnl -lpthread
 
 bench: build $(PEERS) ## Measure migrations and the packet path beside other programs (root; half an hour)
 	@scripts/python-peer.sh

@@ -39,7 +39,7 @@ class Way:
         self.lab.__enter__()
         try:
             self.prepare()
-            self.lab.spawn("b", ["taskset", "-c", str(1 % os.cpu_count()), os.path.join(PEERS, "load"), "serve", str(PORT)])
+            self.server = self.lab.spawn("b", ["taskset", "-c", str(1 % os.cpu_count()), os.path.join(PEERS, "load"), "serve", str(PORT)])
             time.sleep(0.2)
         except BaseException:
             self.lab.__exit__(*sys.exc_info())
@@ -85,8 +85,11 @@ class KernelNAT(Way):
 class Bound(Way):
     """A session bound by nfqmigd: a live one is moved from A to B, and ends there."""
 
+    def start(self):
+        return Daemon(self.lab, queues=1).start()
+
     def prepare(self):
-        self.daemon = Daemon(self.lab, queues=1).start()
+        self.daemon = self.start()
         self.pid = self.daemon.pid
         servers = Servers(self.lab, [PORT], hosts=("a", "b"))
         client = Client(self.lab)

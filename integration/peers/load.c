@@ -183,7 +183,10 @@ static void open_one(struct connection *connection, char service, int mss)
 {
     connection->fd = socket(server.ss_family, SOCK_STREAM, 0);
     set(connection->fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    if (mss) set(connection->fd, IPPROTO_TCP, TCP_MAXSEG, mss);
+    if (mss) {
+        set(connection->fd, IPPROTO_TCP, TCP_MAXSEG, mss);
+        set(connection->fd, SOL_SOCKET, SO_SNDBUF, 1 << 17);
+    }
     if (connect(connection->fd, (void *)&server, server_length)) fail("connect");
     if (write(connection->fd, &service, 1) != 1) fail("write");
 }
