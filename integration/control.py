@@ -56,7 +56,7 @@ def journal(path, count, datapath):
 
 
 def starting(daemon, patience=120):
-    """Start a daemon; seconds until its control socket answers."""
+    """Start a daemon; seconds until its control socket answers, and seconds of CPU time until then."""
     daemon.configure()
     began = time.monotonic()
     with open(daemon.log, "ab") as log:
@@ -69,7 +69,7 @@ def starting(daemon, patience=120):
                 control.connect(daemon.socket)
                 control.sendall(b"GET /v1/counters HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 if control.recv(16).startswith(b"HTTP/1.1 200"):
-                    return time.monotonic() - began
+                    return time.monotonic() - began, meter.cpu_time(daemon.child.pid)
             except OSError:
                 pass
         time.sleep(0.002)
@@ -117,14 +117,15 @@ def one_by_one(way, count):
 
 def bindings(options):
     """What 100,000 sessions cost: memory, time to start, and the packets and migrations of another session."""
-    memory = [["datapath", "start, empty journal, s", "start, table to be made, s", "start, table adopted, s",
+    memory = [["datapath", "start, empty journal, s", "table to be made, s (CPU)", "table adopted, s (CPU)",
                "daemon, octets a binding", "kernel, octets a binding"]]
     costs = [["datapath"] + [LOADS[load].title for load in ("pp64", "small")] + ["one migration (daemon)",
                                                                                "one migration, ms of CPU"]]
     for base in (Kernel, Queue):
         few, many = filled(base)(1), filled(base)(options.bindings)
         with few, many:
-            memory.append([base.name, number(many.empty), number(many.cold), number(many.warm),
+            cold, warm = ("%s (%s)" % (number(wall), number(cpu)) for wall, cpu in (many.cold, many.warm))
+            memory.append([base.name, number(many.empty[0]), cold, warm,
                            number(many.resident / options.bindings), number(many.kernel / options.bindings)])
             samples = {"pp64": [], "small": []}
             for load, found in samples.items():
@@ -197,7 +198,7 @@ def bulk(options):
             clients = re.findall(r"ESTABLISHED src=(\S+) dst=\S+ sport=(\d+)", stage.lab.run(
                 "g", "conntrack", "-L", "-p", "tcp", "--orig-port-dst", str(PORT)).stdout)
             home = endpoint(address("a"), PORT)
-            ends = [(endpoint(*client), home) for client in clients]
+            ends = [(endpoint(ip, int(port)), home) for ip, port in clients]
             lines = "".join("%s %s\n" % (end[::-1] if device == "to-c" else end) for end in ends)
             children = os.times()
             with meter.Sample() as machine:
@@ -213,7 +214,7 @@ def bulk(options):
 
 def blackout(options):
     """How long one session is without answers, from its last answer to its first from the new host."""
-    rows = [["round trip to each end", "datapath", "round trips that the method needs, ms", "blackout, median ms", "90 %",
+    rows = [["round trip to each end", "datapath", "sum of the round trips needed, ms", "blackout, median ms", "90 %",
              "ratio", "floor: the client reconnects, ms"]]
     steps = [["round trip", "datapath", "step", "median ms since the request"]]
     for delay in (0, 20):
@@ -235,9 +236,9 @@ def blackout(options):
                     taken.append(event["blackout"])
                     for step in answer["timeline"]:
                         timeline.setdefault(step["step"], []).append(step["at"])
-                # From the switch on: challenge, answer and RST with the client; then its SYN and its answer, and its request
-                # and its answer, each all the way to the host. All ways have two links of the same length.
-                needed = 1.5 * delay + 2 * 2 * delay
+                # From the switch on: challenge, answer and RST with the client; then its SYN, the greeting that it waits for,
+                # and its request, each with its answer all the way to the host, which is two links of the same length.
+                needed = 1.5 * delay + 3 * 2 * delay
                 middle = statistics.median(taken)
                 rows.append(["%d ms" % delay, datapath, number(needed), number(middle),
                              number(sorted(taken)[int(len(taken) * 0.9)]),
