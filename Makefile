@@ -44,7 +44,7 @@ demo: deps build ## Show four migrations under load, on this machine alone (root
 	$(SUDO) python3 integration/demo.py
 
 lint: lint-imports ## Check formatting, imports and file lengths
-	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests
+	$(SWIFT) format lint --strict --recursive --parallel Package.swift Sources Tests Benchmarks/Package.swift Benchmarks/Benchmarks
 	@scripts/lint-lengths.sh
 
 .PHONY: lint-imports
@@ -52,10 +52,22 @@ lint-imports:
 	@scripts/lint-imports.sh
 
 format: ## Format all Swift files
-	$(SWIFT) format format --in-place --recursive --parallel Package.swift Sources Tests
+	$(SWIFT) format format --in-place --recursive --parallel Package.swift Sources Tests Benchmarks/Package.swift Benchmarks/Benchmarks
 
-bench: build ## Measure migrations and the packet path (root)
-	$(SUDO) python3 integration/bench.py
+# What the benchmark compares with, and its load generator.
+PEERS := $(addprefix .build/peers/,load batched textbook delay)
+
+.build/peers/%: integration/peers/%.c integration/peers/flow.h
+	@mkdir -p $(@D)
+	$(CC) -O3 -Wall -Wextra -o $@ $< -lnetfilter_queue -lnfnetlink -lmnl -lpthread
+
+bench: build $(PEERS) ## Measure migrations and the packet path beside other programs (root; half an hour)
+	@scripts/python-peer.sh
+	$(SUDO) python3 integration/bench.py $(BENCH)
+
+.PHONY: microbench
+microbench: ## Measure the steps of the packet path and of a migration, one by one
+	cd Benchmarks && $(SWIFT) package --disable-sandbox benchmark --no-progress
 
 install: build ## Install the programs, the unit and an example configuration under PREFIX
 	install -D -m 755 $(BUILD)/nfqmigd $(DESTDIR)$(PREFIX)/sbin/nfqmigd

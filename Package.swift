@@ -17,6 +17,10 @@ let package = Package(
     products: [
         .executable(name: "nfqmigd", targets: ["nfqmigd"]),
         .executable(name: "nfqmigctl", targets: ["nfqmigctl"]),
+        // For Benchmarks/, a package of its own.
+        .library(
+            name: "NFQMigRooms",
+            targets: ["Wire", "Rewriter", "Ruleset", "Migration", "Spoofer", "NFQueueBridge", "AllocationCounter"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),

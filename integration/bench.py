@@ -1,105 +1,127 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a bound session costs, beside what the kernel does without us.
+"""What a bound session costs, beside what the kernel does without us and what other programs do.
 
-    bench.py [--rounds N] [--seconds S] [--json FILE]
+    bench.py [--rounds N] [--seconds S] [--ways A,B] [--loads A,B] [--offload on|off] [--json FILE] [--chart FILE] [--document FILE]
+    bench.py --only control [--json FILE]        migrations, bindings, the journal: control.py
+    bench.py --show FILE                         the tables of an earlier run
 
-Ways, in random order within each round, all in one lab and on the same path client - gateway - B:
+Each way has a lab of its own; all stand at the same time. Within a round, every load goes over all ways in random order.
+Figures are medians, ratios are paired within a round.
 
-    forward     the client talks to B itself
-    dnat        somebody's own nftables DNAT
-    kernel      a session bound by nfqmigd, datapath kernel
-    queue       a session bound by nfqmigd, datapath queue
-
-For each: the throughput of one TCP stream (iperf3) and the machine's busy CPU time per gigabyte. Medians, and ratios to
-`dnat` paired within a round. Offloads are on, as on a host. The CPU figure is the steadier one on a busy machine.
+*Cost* is the CPU time of the whole machine (client, gateway, server and the kernel between them), less what foreign
+processes have used, by gigabyte or operation. On a machine that others use it is the figure to trust: throughput depends
+on what they leave.
 """
 
 import argparse
+import contextlib
+import datetime
 import json
 import random
-import statistics
+import subprocess
 import sys
-import time
 
-from lab import Lab, LabError, address, endpoint
-from product import Daemon, missing
-from traffic import Client, Servers
-
-PORTS = {"forward": 5201, "dnat": 5202, "kernel": 5203, "queue": 5204}
-DNAT = """table ip bench_nat {
-    chain prerouting { type nat hook prerouting priority dstnat; ip daddr %s tcp dport %d dnat to %s; }
-}"""
+import control
+import figures
+import meter
+from lab import HERE
+from product import missing
+from ways import LOADS, WAYS
 
 
-def busy():
-    """Seconds of CPU time that the machine has spent on anything but idling and waiting."""
-    with open("/proc/stat") as file:
-        fields = [int(word) for word in file.readline().split()[1:]]
-    return (sum(fields[:8]) - fields[3] - fields[4]) / 100
+def sample(way, load, seconds, calls=False):
+    """One load over one way. With `calls`, its system calls are counted instead of its costs, which that disturbs."""
+    way.load("verify", 4, 1 << 20)
+    counters, packets, spent = meter.tcp_counters(way.lab, "cb"), meter.queued(way.lab), way.pid and meter.cpu_time(way.pid)
+    if calls:
+        counter = subprocess.Popen(["perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", str(way.pid)],
+                                   stderr=subprocess.PIPE, text=True)
+    with meter.Sample() as machine:
+        report = load.run(way, seconds)
+    taken, dropped = (after - before for after, before in zip(meter.queued(way.lab), packets))
+    result = {"rate": report["rate"], "amount": report["amount"], "cost": machine.cpu / report["amount"],
+              "others": machine.others / machine.wall, "packets": taken, "dropped": dropped,
+              "p50": report.get("p50"), "p99": report.get("p99"),
+              "integrity": {name: after - counters[name] for name, after in meter.tcp_counters(way.lab, "cb").items()}}
+    if way.pid:
+        result["daemon"] = (meter.cpu_time(way.pid) - spent) / report["amount"]
+    if calls:
+        counter.send_signal(2)
+        words = counter.communicate()[1].split(",")
+        result["calls"] = int(words[0]) / taken if words[0].isdigit() and taken else None
+    if not way.alive():
+        sys.exit("%s has died under %s" % (way.name, load.name))
+    return result
 
 
-def bind(lab, daemon, client, way):
-    """Bind the client's use of A's port to B, by moving a live session there and letting it go."""
-    name = "bind-" + way
-    client.open(name, "idle", address("a"), PORTS[way])
-    answer = daemon.migrate(address("c"), endpoint(address("a"), PORTS[way]), address("b"), "--datapath", way)
-    if answer.code:
-        raise LabError("cannot bind %s: %s" % (way, answer))
-    client.close(name)
+def measure(options):
+    ways = [WAYS[name] for name in options.ways.split(",")]
+    loads = [LOADS[name] for name in options.loads.split(",")]
+    skipped = {way.name: way.missing() for way in ways if way.missing()}
+    for name, reason in skipped.items():
+        print("skipped: %s: %s" % (name, reason), file=sys.stderr)
+    samples = {way.name: {load.name: [] for load in loads} for way in ways if way.name not in skipped}
+    calls = {name: {} for name in samples}
+    with contextlib.ExitStack() as stack:
+        stage = [stack.enter_context(WAYS[name](options.offload == "on")) for name in samples]
+        for number in range(options.rounds):
+            for load in loads:
+                random.shuffle(stage)
+                for way in stage:
+                    samples[way.name][load.name].append(sample(way, load, options.seconds))
+                print("round %d of %d: %s" % (number + 1, options.rounds, load.name), file=sys.stderr)
+        for load in loads:
+            for way in stage:
+                if way.pid and not way.name == "kernel":
+                    calls[way.name][load.name] = sample(way, load, options.seconds, calls=True)["calls"]
+    return {"samples": samples, "calls": calls, "skipped": skipped}
 
 
-def sample(lab, target, port, seconds):
-    before = busy()
-    done = lab.run("c", "iperf3", "--json", "-c", target, "-p", str(port), "-t", str(seconds), check=False,
-                   timeout=seconds + 30)
-    spent = busy() - before
-    report = json.loads(done.stdout)
-    if "error" in report:
-        raise LabError("iperf3: " + report["error"])
-    octets = report["end"]["sum_received"]["bytes"]
-    return {"gigabits": report["end"]["sum_received"]["bits_per_second"] / 1e9, "cpu": spent / (octets / 1e9)}
+def commit():
+    done = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1)
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--loads", default=",".join(LOADS))
+    parser.add_argument("--offload", choices=("on", "off"), default="on",
+                        help="checksum and segmentation offload of all links; off is what a plain wire sees")
+    parser.add_argument("--only", choices=("datapath", "control"))
     parser.add_argument("--json", help="write every sample to this file")
+    parser.add_argument("--chart", help="write an SVG chart to this file")
+    parser.add_argument("--document", help="put the tables into this Markdown file, between its marks")
+    parser.add_argument("--show", help="measure nothing; show the figures in this file")
+    control.add_options(parser)
     options = parser.parse_args()
-    if missing():
+    if options.show:
+        with open(options.show) as file:
+            result = json.load(file)
+    elif missing():
         sys.exit(missing())
-    samples = {way: [] for way in PORTS}
-    with Lab(offloads=True) as lab:
-        daemon = Daemon(lab).start()
-        servers = Servers(lab, [PORTS["kernel"], PORTS["queue"]], hosts=("a", "b"))
-        client = Client(lab)
-        for way in ("kernel", "queue"):
-            bind(lab, daemon, client, way)
-        lab.stop(servers.each["b"].process)
-        lab.nft("g", DNAT % (address("a"), PORTS["dnat"], address("b")))
-        for port in PORTS.values():
-            lab.spawn("b", ["iperf3", "-s", "-p", str(port)], stdout=-3, stderr=-3)
-        time.sleep(0.5)
-        for number in range(options.rounds):
-            order = list(PORTS)
-            random.shuffle(order)
-            for way in order:
-                target = address("b") if way == "forward" else address("a")
-                samples[way].append(sample(lab, target, PORTS[way], options.seconds))
-            print("round %d of %d" % (number + 1, options.rounds), file=sys.stderr)
-        queues = daemon.counters()
-    print("%-8s %12s %14s %18s %14s" % ("way", "Gb/s", "CPU s/GB", "throughput / dnat", "CPU / dnat"))
-    for way, taken in samples.items():
-        paired = list(zip(taken, samples["dnat"]))
-        print("%-8s %12.2f %14.3f %18.2f %14.2f" % (
-            way, statistics.median(each["gigabits"] for each in taken), statistics.median(each["cpu"] for each in taken),
-            statistics.median(a["gigabits"] / b["gigabits"] for a, b in paired),
-            statistics.median(a["cpu"] / b["cpu"] for a, b in paired)))
-    print("packets through the queues: %d" % sum(queue["packets"] for queue in queues))
+    else:
+        result = {"machine": meter.machine(), "commit": commit(), "date": str(datetime.date.today()),
+                  "seconds": options.seconds, "rounds": options.rounds, "offload": options.offload}
+        if options.only != "control":
+            result["datapath"] = measure(options)
+        if options.only != "datapath":
+            result["control"] = control.measure(options)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"seconds": options.seconds, "samples": samples}, file, indent=1)
+            json.dump(result, file, indent=1)
+    print(figures.text(result))
+    if options.document:
+        figures.insert(result, options.document)
+    if options.chart and "datapath" in result:
+        with open(options.chart, "w") as file:
+            file.write(figures.chart(result))
+    wrong = figures.integrity_failures(result)
+    if wrong:
+        sys.exit("integrity: " + "; ".join(wrong))
 
 
 if __name__ == "__main__":

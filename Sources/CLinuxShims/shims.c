@@ -8,12 +8,15 @@
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <linux/netlink.h>
+#include <malloc.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -155,4 +158,29 @@ int nfqmig_spawn(const char *path, char *const arguments[], char *const environm
         return -failure;
     }
     return pid;
+}
+
+void nfqmig_trim_heap(void)
+{
+    malloc_trim(0);
+}
+
+unsigned nfqmig_largest_mtu(void)
+{
+    unsigned largest = 0;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct if_nameindex *interfaces = if_nameindex();
+    for (struct if_nameindex *each = interfaces; each && each->if_index; each++) {
+        struct ifreq request = { 0 };
+        strncpy(request.ifr_name, each->if_name, IFNAMSIZ - 1);
+        if (ioctl(fd, SIOCGIFFLAGS, &request) || !(request.ifr_flags & IFF_UP) || request.ifr_flags & IFF_LOOPBACK)
+            continue;
+        if (!ioctl(fd, SIOCGIFMTU, &request) && request.ifr_mtu > 0 && (unsigned)request.ifr_mtu > largest)
+            largest = (unsigned)request.ifr_mtu;
+    }
+    if (interfaces)
+        if_freenameindex(interfaces);
+    if (fd >= 0)
+        close(fd);
+    return largest;
 }

@@ -43,7 +43,7 @@ extension Coordinator {
         let elements: [TableElement]
         let entries: [ConnectionEntry]
         do {
-            elements = try gateway.table.exists ? gateway.table.elements() : []
+            elements = try gateway.table.exists ? Array(gateway.table.elements()) : []
             entries = try gateway.conntrack.entries(client: client.address)
         } catch {
             throw Problem(kind: .kernelRefused, detail: "\(error)")

@@ -151,6 +151,7 @@ extension Coordinator {
         let segment = observation.segment
         if segment.flags.opensConnection, let key = session(of: segment.tuple)?.key {
             commit(before: key)
+            if observation.opensConnection { learnReply(of: segment.tuple) }
             guard let session = sessions[key] else { return }
             if observation.opensConnection { observeOpening(segment.tuple, session) }
             return
@@ -176,18 +177,23 @@ extension Coordinator {
             peerNext: segment.nextSequence, peerExpects: segment.acknowledgement, timestamps: segment.timestamps)
     }
 
+    /// Remembers how the host answers a connection that is rewritten. Not journaled: the kernel's table holds it too, and a
+    /// new daemon reads it from there.
+    private func learnReply(of tuple: FourTuple) {
+        let bound = boundSession(of: tuple.source, home: tuple.destination).flatMap { session in
+            session.binding.flatMap { binding in
+                binding.datapath == .queue
+                    ? (key: session.key, host: binding.host, hostSide: session.hostSide) : nil
+            }
+        }
+        guard let bound else { return }
+        let reply = bound.hostSide?.reversed ?? FourTuple(source: bound.host, destination: tuple.source)
+        sessions.learn(reply, of: bound.key)
+    }
+
     /// A client opens its next connection: to the session's host, if the packet path let it pass.
     func observeOpening(_ tuple: FourTuple, _ session: Session) {
         if session.isFollowing { given[session.id] = EventLoop.now }
-        if let bound = boundSession(of: tuple.source, home: tuple.destination), let binding = bound.binding,
-            binding.datapath == .queue
-        {
-            let reply = bound.hostSide?.reversed ?? FourTuple(source: binding.host, destination: tuple.source)
-            if !bound.replies.contains(reply) {
-                // Not journaled: the kernel's table holds them too, and a new daemon reads them from there.
-                sessions[bound.key]?.replies.insert(reply)
-            }
-        }
         // What stood in the way of this very tuple ends, whichever migration it was of.
         let owner = session.transits[tuple].map(\.migration) ?? latest[session.key]
         guard let owner, let running = migrations[owner] else { return }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+internal import CLinuxShims
 internal import Conntrack
 internal import Logging
 internal import Migration
@@ -15,6 +16,8 @@ final class Gateway {
     let table: NetfilterTable
     let conntrack: ConntrackTable
     let sockets: SegmentSocket
+    /// How the queues are set up.
+    private(set) var options = QueueOptions()
     private(set) var queues: [QueueThread<PacketHandler>] = []
     private(set) var rings: [ObservationRing<Observation>] = []
     /// Elements that several sessions share, with the number of sessions that want them.
@@ -34,12 +37,13 @@ final class Gateway {
     /// Binds the queues and starts their threads, each knowing `flows` before its first packet.
     func startQueues(_ configuration: Configuration, flows: [(key: FlowKey, rule: FlowRule)]) throws {
         var generator = SystemRandomNumberGenerator()
+        options.maximumLength = configuration.queueLength
+        options.sizeBuffers(mtu: Int(nfqmig_largest_mtu()))
+        let options = options
         for index in 0..<configuration.queues {
             let ring = try ObservationRing<Observation>(capacity: 4096)
             let seed = generator.next()
             let mark = configuration.mark
-            var options = QueueOptions()
-            options.maximumLength = configuration.queueLength
             let thread = try QueueThread<PacketHandler>(queue: configuration.firstQueue + index, options: options) {
                 PacketHandler(observations: ring, mark: mark, seed: seed, queue: index, flows: flows)
             }
@@ -86,7 +90,7 @@ final class Gateway {
     }
 
     /// Only for a daemon that starts: counts what the sessions share, without changing the table.
-    func adopt(_ elements: [TableElement]) {
+    func adopt(_ elements: some Sequence<TableElement>) {
         for element in elements where element.isShared { shared[element, default: 0] += 1 }
     }
 

@@ -168,16 +168,27 @@ package final class SQLiteJournal: Journal {
     package func load() throws(JournalError) -> JournalContents {
         try access { database in
             let decoder = JSONDecoder()
-            let sessions = try String.fetchAll(database, sql: "SELECT document FROM session").map {
-                try decoder.decode(SessionDocument.self, from: Data($0.utf8))
-            }
+            let sessions = try Self.sessionDocuments(database, decoder)
             let migrations = try String.fetchAll(database, sql: "SELECT document FROM migration ORDER BY id").map {
                 try decoder.decode(JournaledMigration.self, from: Data($0.utf8))
             }
             let last = try Int64.fetchOne(database, sql: "SELECT value FROM counter WHERE name = 'migration'") ?? 0
+            var texts = EndpointTexts()
             return JournalContents(
-                sessions: sessions.compactMap(\.session), migrations: migrations, lastMigration: UInt64(last))
+                sessions: sessions.compactMap { $0.session(&texts) }, migrations: migrations,
+                lastMigration: UInt64(last))
         }
+    }
+
+    private static func sessionDocuments(_ database: Database, _ decoder: JSONDecoder) throws -> [SessionDocument] {
+        var documents: [SessionDocument] = []
+        let rows = try String.fetchCursor(database, sql: "SELECT document FROM session")
+        while let text = try rows.next() {
+            documents.append(
+                try SessionDocument(scanning: text)
+                    ?? decoder.decode(SessionDocument.self, from: Data(text.utf8)))
+        }
+        return documents
     }
 
     package func write(_ session: Session) throws(JournalError) {
@@ -325,14 +336,23 @@ extension SessionDocument {
 
     /// The session, or nil when the document is not one of ours.
     var session: Session? {
+        var texts = EndpointTexts()
+        return session(&texts)
+    }
+
+    /// The same, for many documents one after the other.
+    func session(_ texts: inout EndpointTexts) -> Session? {
         let client = IPAddress(self.client)
-        guard client != nil || self.client == SessionKey.everyClient, let home = Endpoint(home) else { return nil }
+        guard client != nil || self.client == SessionKey.everyClient, let home = texts.endpoint(home) else {
+            return nil
+        }
         var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home), id: id)
         if let host, let datapath {
-            guard let host = Endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
+            guard let host = texts.endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
             session.binding = Binding(host: host, datapath: datapath, sourcePort: sourcePort)
             session.yields = yields ?? false
         }
+        if transits.isEmpty { return session }
         let names: [String: Transit] = [
             "frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded, "trailing": .trailing,
         ]
@@ -345,5 +365,17 @@ extension SessionDocument {
                 sourcePort: entry.sourcePort)
         }
         return session
+    }
+}
+
+/// Endpoints that were read from text, since a journal names the same few homes and hosts again and again.
+struct EndpointTexts {
+    private var known: [String: Endpoint] = [:]
+
+    mutating func endpoint(_ text: String) -> Endpoint? {
+        if let endpoint = known[text] { return endpoint }
+        guard let endpoint = Endpoint(text) else { return nil }
+        known[text] = endpoint
+        return endpoint
     }
 }

@@ -65,7 +65,7 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
         observations: ObservationRing<Observation>, mark: UInt32, seed: UInt64, queue: UInt16 = 0,
         flows: [(key: FlowKey, rule: FlowRule)] = []
     ) {
-        table = FlowTable(capacity: max(1024, 2 * flows.count), seed: seed)
+        table = FlowTable(capacity: flows.count + 1024, seed: seed)
         for flow in flows { table.set(flow.key, flow.rule) }
         self.observations = observations
         self.mark = mark

@@ -10,7 +10,7 @@ package struct SessionTable: Sequence {
     /// Every session of a client, whatever the home; under nil those of every client.
     private var ofClient: [IPAddress?: Set<SessionKey>] = [:]
     /// The same for a client's endpoint; port 0 for those of any port.
-    private var ofEndpoint: [Endpoint: Set<SessionKey>] = [:]
+    private var ofEndpoint: [Endpoint: Keys] = [:]
     /// Who holds a transit of this four-tuple.
     private var transitHolders: [FourTuple: SessionKey] = [:]
     /// Whose rewritten connection is answered with this four-tuple.
@@ -55,6 +55,13 @@ package struct SessionTable: Sequence {
         }
     }
 
+    /// A rewritten connection of a session is answered with this four-tuple. Costs the same however many there are, unless
+    /// the caller holds a copy of the session.
+    package mutating func learn(_ reply: FourTuple, of key: SessionKey) {
+        guard sessions[key]?.replies.insert(reply).inserted == true else { return }
+        replyHolders[reply] = key
+    }
+
     /// Every session of a client, and every session of all clients; all there are when `client` is nil.
     package func sessions(of client: IPAddress?) -> [Session] {
         guard let client else { return Array(sessions.values) }
@@ -72,8 +79,10 @@ package struct SessionTable: Sequence {
             return sessions(of: key.client).filter { $0.key != key }
         }
         let any = Endpoint(address: client, port: 0)
-        return (ofEndpoint[key.clientEndpoint] ?? []).union(ofEndpoint[any] ?? []).union(ofClient[.none] ?? [])
-            .compactMap { $0 == key ? nil : sessions[$0] }
+        return (ofClient[.none] ?? []).union(ofEndpoint[key.clientEndpoint]?.all ?? []).union(
+            ofEndpoint[any]?.all ?? []
+        )
+        .compactMap { $0 == key ? nil : sessions[$0] }
     }
 
     /// The session that holds a transit of this four-tuple.
@@ -95,8 +104,7 @@ package struct SessionTable: Sequence {
         guard new == nil else { return }
         ofClient[key.client]?.remove(key)
         if ofClient[key.client]?.isEmpty ?? false { ofClient[key.client] = nil }
-        ofEndpoint[key.clientEndpoint]?.remove(key)
-        if ofEndpoint[key.clientEndpoint]?.isEmpty ?? false { ofEndpoint[key.clientEndpoint] = nil }
+        ofEndpoint[key.clientEndpoint] = ofEndpoint[key.clientEndpoint]?.without(key)
     }
 
     private mutating func remember(_ new: Session, since old: Session?) {
@@ -107,7 +115,30 @@ package struct SessionTable: Sequence {
         if new.isDirect { direct.insert(key) }
         guard old == nil else { return }
         ofClient[key.client, default: []].insert(key)
-        ofEndpoint[key.clientEndpoint, default: []].insert(key)
+        ofEndpoint[key.clientEndpoint] = ofEndpoint[key.clientEndpoint]?.with(key) ?? .one(key)
+    }
+
+    /// The keys of a client's endpoint: nearly always one, which needs no memory of its own.
+    private enum Keys {
+        case one(SessionKey)
+        case several(Set<SessionKey>)
+
+        var all: Set<SessionKey> {
+            switch self {
+            case .one(let key): [key]
+            case .several(let keys): keys
+            }
+        }
+
+        func with(_ key: SessionKey) -> Keys {
+            let more = all.union([key])
+            return more.count > 1 ? .several(more) : .one(key)
+        }
+
+        func without(_ key: SessionKey) -> Keys? {
+            let rest = all.subtracting([key])
+            return rest.count > 1 ? .several(rest) : rest.first.map { .one($0) }
+        }
     }
 }
 

@@ -28,7 +28,7 @@ public enum MailboxError: Error, Hashable, Sendable, CustomStringConvertible {
 }
 
 /// Carries messages from any threads to one, without a lock: a stack that posters push to with compare-and-exchange and
-/// the owner takes whole.
+/// the owner takes whole. The owner is woken through the socket that it receives from.
 @usableFromInline
 final class Mailbox<Message: Sendable>: Sendable {
     /// What `top` holds once the owner takes nothing more; no object has this address.
@@ -40,17 +40,15 @@ final class Mailbox<Message: Sendable>: Sendable {
     /// The newest post's address, each holding that of the one before; 0 for none.
     private let top = Atomic<UInt>(0)
     private let stopping = Atomic<Bool>(false)
-    private let event: QueueEventDescriptor
+    private let waker: QueueWaker
 
+    /// `portNumber` is that of the netlink socket from which the owner receives.
     @usableFromInline
-    init() throws(NetlinkError) {
-        event = try QueueEventDescriptor()
+    init(portNumber: UInt32) throws(NetlinkError) {
+        waker = try QueueWaker(portNumber: portNumber)
     }
 
     deinit { refuseWaiting() }
-
-    /// Readable when there may be posts, or the owner is to stop.
-    @usableFromInline var eventFileDescriptor: Int32 { event.fileDescriptor }
 
     /// Whether the owner is to stop.
     @usableFromInline var isStopping: Bool { stopping.load(ordering: .acquiring) }
@@ -87,7 +85,7 @@ final class Mailbox<Message: Sendable>: Sendable {
     /// Tells the owner to stop.
     func stop() {
         stopping.store(true, ordering: .releasing)
-        event.signal()
+        waker.wake()
     }
 
     private func push(_ post: MailboxPost<Message>) throws(MailboxError) {
@@ -105,7 +103,7 @@ final class Mailbox<Message: Sendable>: Sendable {
             if exchanged { break }
             current = original
         }
-        event.signal()
+        waker.wake()
     }
 
     // MARK: - For the owner
@@ -116,9 +114,6 @@ final class Mailbox<Message: Sendable>: Sendable {
         if top.load(ordering: .relaxed) == 0 { return nil }
         return oldestFirst(top.exchange(0, ordering: .acquiring))
     }
-
-    @usableFromInline
-    func clearEvent() { event.clear() }
 
     /// Takes no more posts: those that wait and those that come are refused.
     @usableFromInline

@@ -10,18 +10,26 @@ extension NetfilterTable {
     /// Packets may add replies, and time-outs may remove elements, while this reads.
     ///
     /// - Throws: `NetlinkError`; ENOENT when there is no table.
-    public func elements() throws(NetlinkError) -> [TableElement] {
-        var all: [TableElement] = []
-        for definition in ruleset.sets { all += try elements(of: definition.name) }
+    /// `isExpected`: what the caller knows to be there. A set of which nothing else is seen need not be read twice.
+    public func elements(
+        expecting isExpected: (TableElement) -> Bool = { _ in false }
+    ) throws(NetlinkError) -> Set<TableElement> {
+        var all: Set<TableElement> = []
+        for definition in ruleset.sets {
+            let found = try elements(of: definition.name, expecting: isExpected)
+            if all.isEmpty { all = found } else { all.formUnion(found) }
+        }
         return all
     }
 
     /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so
     /// many elements of an order that is another by then, and misses some (nft_rhash_walk counts `skip`). So such a
     /// dump is repeated until two agree.
-    private func elements(of name: SetName) throws(NetlinkError) -> Set<TableElement> {
+    private func elements(
+        of name: SetName, expecting isExpected: (TableElement) -> Bool
+    ) throws(NetlinkError) -> Set<TableElement> {
         var (found, messages) = try dumpElements(of: name)
-        if messages <= 1 { return found }
+        if messages <= 1 || found.allSatisfy(isExpected) { return found }
         for _ in 0..<10 {
             let again = try dumpElements(of: name).elements
             if again == found { break }

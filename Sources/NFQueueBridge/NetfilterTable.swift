@@ -41,8 +41,9 @@ public final class NetfilterTable {
     /// - Parameter additions: elements that a created or replaced table has from the first moment. An adopted table
     ///   does not get them.
     /// - Throws: `TableError`; then nothing has changed. EPERM: the capability CAP_NET_ADMIN is missing.
-    public func establish(carrying additions: [TableChange.Addition] = []) throws(TableError) -> Establishment {
-        let forms = try additions.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
+    public func establish(
+        carrying elements: @autoclosure () -> [TableChange.Addition] = []
+    ) throws(TableError) -> Establishment {
         var attempts = 0
         while true {
             attempts += 1
@@ -51,6 +52,8 @@ public final class NetfilterTable {
                 queueStatement = try wrap { () throws(NetlinkError) in try readQueueStatement() }
                 return .adopted
             }
+            let additions = elements()
+            let forms = try additions.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
             // Another program may make or delete the table between our look and our transaction.
             if try create(replacing: found != nil, additions, forms, mayRepeat: attempts < 5) {
                 guard let found else { return .created }

@@ -28,8 +28,13 @@ struct QueuedPacket {
 final class QueueChannel: @unchecked Sendable {
     /// Octets for one message: the longest attribute, and room for all the others.
     private static let slotLength = 65536 + 2048
+    /// Octets of a packet from which on a smaller batch is better, and how many such packets make one.
+    private static let largePacket = 16384
+    private static let batchOfLargePackets = 4
 
     let queue: UInt16
+    /// The netlink port of its socket, by which others can wake who receives.
+    @usableFromInline let portNumber: UInt32
     let cells = QueueCounterCells()
     let shortfall: QueueBufferShortfall?
     /// The batch being decided.
@@ -46,8 +51,8 @@ final class QueueChannel: @unchecked Sendable {
     private var held: HeldPackets
     private var count = 0
     private var counters = QueueCounters()
-    /// Whether the last batch suggests that more packets wait, so that asking for them beats waiting for them.
-    private var expectsMore = false
+    /// How many packets are asked for next.
+    private var nextBatch: Int
 
     @usableFromInline
     init(queue: UInt16, options: QueueOptions) throws(NetlinkError) {
@@ -59,7 +64,9 @@ final class QueueChannel: @unchecked Sendable {
         try socket.bind(queue: queue, maximumLength: options.maximumLength)
 
         batch = min(max(options.batch, 1), 256)
+        nextBatch = batch
         self.queue = queue
+        portNumber = socket.portNumber
         fileDescriptor = descriptor
         maximumLength = Int(options.maximumLength)
         unsafe slots = .allocate(byteCount: batch * Self.slotLength, alignment: 4096)
@@ -85,31 +92,31 @@ final class QueueChannel: @unchecked Sendable {
 
     // MARK: - Receiving
 
-    /// Receives up to a batch of packets and returns how many are in `packets`; 0 when `event` has become readable or
-    /// there was only something else to receive. Waits until one of the two happens.
+    /// Waits for packets, or for any other message, and receives up to a batch of them; how many are in `packets`.
     @usableFromInline
-    func receive(orUntil event: Int32) -> Int {
-        if expectsMore {
-            let received = receiveWaiting()
-            if received > 0 { return received }
-        }
-        return wait(orUntil: event) ? receiveWaiting() : 0
-    }
+    func receive() -> Int { receive(waits: true) }
 
     /// Receives up to a batch of packets that are there, without waiting.
     @usableFromInline
-    func receiveWaiting() -> Int {
+    func receiveWaiting() -> Int { receive(waits: false) }
+
+    private func receive(waits: Bool) -> Int {
         count = 0
         counters.systemCalls += 1
-        let received = unsafe Int(nfqmig_receive_many(fileDescriptor, buffers, UInt32(batch), lengths, 1))
+        let received = unsafe Int(
+            nfqmig_receive_many(fileDescriptor, buffers, UInt32(nextBatch), lengths, waits ? 0 : 1))
         guard received > 0 else {
-            expectsMore = failed(errno: Int32(-received))
+            failed(errno: Int32(-received))
             return 0
         }
-        expectsMore = received > 1
+        var octets = 0
         for index in 0..<received {
-            unsafe read(slots + index * Self.slotLength, length: Int(lengths[index]))
+            let length = unsafe Int(lengths[index])
+            octets += length
+            unsafe read(slots + index * Self.slotLength, length: length)
         }
+        // A large batch of large packets is gone from the processor's cache before it is sent.
+        nextBatch = octets > received * Self.largePacket ? min(batch, Self.batchOfLargePackets) : batch
         if count > 0 { counters.batches += 1 } else { cells.publish(counters) }
         return count
     }
@@ -117,33 +124,17 @@ final class QueueChannel: @unchecked Sendable {
     /// Most packets that can have been received by the kernel's side of the socket at one time.
     @usableFromInline var mostWaiting: Int { maximumLength }
 
-    /// False when `event` is readable.
-    private func wait(orUntil event: Int32) -> Bool {
-        var descriptors = (
-            pollfd(fd: fileDescriptor, events: Int16(POLLIN), revents: 0),
-            pollfd(fd: event, events: Int16(POLLIN), revents: 0)
-        )
-        counters.systemCalls += 1
-        let ready = unsafe withUnsafeMutableBytes(of: &descriptors) { octets in
-            unsafe poll(octets.assumingMemoryBound(to: pollfd.self).baseAddress, 2, -1)
-        }
-        return ready > 0 && descriptors.1.revents == 0
-    }
-
-    /// Counts a failed receive and says whether trying again at once makes sense.
-    private func failed(errno number: Int32) -> Bool {
+    private func failed(errno number: Int32) {
         switch number {
         case ENOBUFS:
             // Said once, then cleared: what still is in the buffer can be received.
             counters.overruns += 1
             cells.publish(counters)
-            return true
         case 0, EAGAIN, EINTR:
-            return false
+            break
         default:
             // ENOMEM, say. Packets wait in the queue meanwhile.
             usleep(1000)
-            return false
         }
     }
 

@@ -28,7 +28,7 @@ public struct QueueCounters: Hashable, Sendable {
     public var verdictErrors: UInt64 = 0
     /// Batches of packets received.
     public var batches: UInt64 = 0
-    /// Calls of the kernel for packets and verdicts: receive, send and wait.
+    /// Calls of the kernel for packets and verdicts: receive and send.
     public var systemCalls: UInt64 = 0
 
     public init() {}

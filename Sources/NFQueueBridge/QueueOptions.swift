@@ -18,6 +18,16 @@ public struct QueueOptions: Hashable, Sendable {
     public var isPinned = true
 
     public init() {}
+
+    /// Asks for buffers that a full queue of packets of `mtu` octets fits, or a burst of 512 uncut ones of many segments, and
+    /// a batch's verdicts when every packet comes back rewritten.
+    public mutating func sizeBuffers(mtu: Int) {
+        // What the kernel counts for a packet beyond its octets: headers, attributes, and rounding up to a page.
+        let overhead = 2048
+        let largest = 65536 + overhead
+        receiveBuffer = Int32(clamping: max(Int(maximumLength) * (mtu + overhead), 512 * largest))
+        sendBuffer = Int32(clamping: 2 * batch * largest)
+    }
 }
 
 /// The kernel gave a queue's socket smaller buffers than were asked for.

@@ -24,7 +24,7 @@ public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
         queue: UInt16, options: QueueOptions = QueueOptions(), makeHandler: @escaping @Sendable () -> Handler
     ) throws(NetlinkError) {
         let channel = try QueueChannel(queue: queue, options: options)
-        let mailbox = try Mailbox<QueueOrder<Handler.Message>>()
+        let mailbox = try Mailbox<QueueOrder<Handler.Message>>(portNumber: channel.portNumber)
         self.channel = channel
         self.mailbox = mailbox
         thread = try QueueThreadHandle(queue: queue, isPinned: options.isPinned) {
@@ -74,12 +74,8 @@ public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
         var handler = makeHandler()
         while !mailbox.isStopping {
             if let post = mailbox.takeAll() { take(post, channel, &handler) }
-            let count = channel.receive(orUntil: mailbox.eventFileDescriptor)
-            if count > 0 {
-                decide(channel, count, &handler)
-            } else {
-                mailbox.clearEvent()
-            }
+            let count = channel.receive()
+            if count > 0 { decide(channel, count, &handler) }
         }
         // Packets that the kernel has already sent get their verdict still; a flood must not keep the thread, though.
         var remaining = channel.mostWaiting

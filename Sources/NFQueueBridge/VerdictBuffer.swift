@@ -3,6 +3,7 @@
 internal import CLinuxShims
 internal import CNetfilter
 internal import Glibc
+internal import Wire
 
 /// The verdict messages of a batch, as one datagram gathered from several places: our own headers, and the rewritten
 /// packets out of the receive buffer.
@@ -93,4 +94,33 @@ struct VerdictBuffer: ~Copyable {
         // A netlink socket without a peer sends to port 0, which is the kernel.
         return unsafe sendmsg(socket, &message, 0) < 0 ? errno : 0
     }
+}
+
+/// One batch of verdicts, encoded as often as the micro benchmarks want.
+@_spi(Benchmarks)
+@safe
+public final class VerdictEncoding {
+    private var buffer: VerdictBuffer
+    private let packets: UnsafeMutableBufferPointer<QueuedPacket>
+    private let payload: UnsafeMutablePointer<UInt8>
+
+    public init(count: Int, isRewritten: Bool) {
+        buffer = VerdictBuffer(queue: 0, capacity: count)
+        unsafe payload = .allocate(capacity: 1504)
+        unsafe packets = .allocate(capacity: count)
+        let metadata = PacketMetadata(hook: 0, checksum: .complete, mark: 0, isWhole: true)
+        for index in 0..<count {
+            let packet = unsafe QueuedPacket(
+                payload: payload, length: 1500, metadata: metadata, number: UInt32(index),
+                verdict: isRewritten ? .acceptRewritten : .accept)
+            unsafe packets.initializeElement(at: index, to: packet)
+        }
+    }
+
+    deinit {
+        unsafe packets.deallocate()
+        unsafe payload.deallocate()
+    }
+
+    public func encode() { unsafe buffer.encode(UnsafeBufferPointer(packets)) }
 }

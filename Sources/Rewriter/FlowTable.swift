@@ -15,6 +15,10 @@ public struct FlowTable: ~Copyable {
     /// How many flows are for every client: without any, a packet costs no look-up for them.
     @usableFromInline internal private(set) var anyClientCount = 0
 
+    /// Packets from which the kernel could have learnt a reply, since it last did; full at the start, so that what a new
+    /// daemon sees first is learnt.
+    @usableFromInline internal var sinceReminder = 60
+
     /// A table that takes `capacity` flows before it grows. `seed` must not be known to those who choose addresses and
     /// ports: it keeps them from choosing flows that all fall on one slot.
     public init(capacity: Int = 1024, seed: UInt64) {

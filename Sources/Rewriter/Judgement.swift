@@ -43,7 +43,8 @@ public struct Judgement: Hashable, Sendable {
     /// The segment, when a rule stopped it (`drop`) or holds it (`hold`), when it opened the awaited connection, or when it is a SYN of a
     /// client whose destination was translated (any other ruling).
     public var observed: ObservedSegment?
-    /// The destination was translated: the kernel is to learn the reply's four-tuple from this packet.
+    /// The kernel is to learn the reply's four-tuple from this packet, whose destination was translated. It knows it from
+    /// the SYN and forgets it after days without a reminder, so one packet in so many is enough.
     public var learnsReply: Bool
     public var note: Note
 
@@ -96,7 +97,9 @@ extension FlowTable {
         switch slots[slot].rule {
         case .passage(let passage), .reconnected(let passage):
             guard tcp.flags(in: packet.span).contains(.syn) else {
-                return Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+                var judgement = Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+                if judgement.learnsReply { judgement.learnsReply = isReminderDue() }
+                return judgement
             }
             let observed = tcp.observed(in: packet.span)
             var judgement = Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
@@ -125,6 +128,14 @@ extension FlowTable {
             judgement.observed = observed
             return judgement
         }
+    }
+
+    /// Whether it is time to let the kernel learn once more from a packet that says nothing new. A prime number of packets
+    /// apart, so that no flow misses it by keeping step.
+    @inlinable @inline(__always)
+    internal mutating func isReminderDue() -> Bool {
+        sinceReminder = sinceReminder == 60 ? 0 : sinceReminder &+ 1
+        return sinceReminder == 0
     }
 
     @inlinable @inline(__always)

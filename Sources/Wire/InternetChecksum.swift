@@ -24,22 +24,21 @@ public struct InternetChecksum: Hashable, Sendable {
         let octets = unsafe packet.bytes
         var offset = range.lowerBound
         let end = range.upperBound
-        // 64-bit lanes, each split in two 32-bit halves: no carry can be lost in 2³² additions, and the compiler can
-        // use vector registers. The loads are checked against the bounds, and all bit patterns are integers.
-        var low: UInt64 = 0
-        var high: UInt64 = 0
-        while offset &+ 32 <= end {
-            let block = octets.extracting(offset..<(offset &+ 32))
-            let first = unsafe block.unsafeLoadUnaligned(fromByteOffset: 0, as: UInt64.self)
-            let second = unsafe block.unsafeLoadUnaligned(fromByteOffset: 8, as: UInt64.self)
-            let third = unsafe block.unsafeLoadUnaligned(fromByteOffset: 16, as: UInt64.self)
-            let fourth = unsafe block.unsafeLoadUnaligned(fromByteOffset: 24, as: UInt64.self)
-            low &+= (first & 0xffff_ffff) &+ (second & 0xffff_ffff) &+ (third & 0xffff_ffff) &+ (fourth & 0xffff_ffff)
-            high &+= (first >> 32) &+ (second >> 32) &+ (third >> 32) &+ (fourth >> 32)
-            offset &+= 32
+        // 64-bit lanes in vector registers, which have no carry: `sum` counts modulo 2⁶⁴, `high` the upper halves alone, so
+        // the lower halves are what `sum` has beyond them. Nothing is lost in 2³² additions. The loads are checked against
+        // the bounds, and all bit patterns are integers.
+        if offset &+ 64 <= end {
+            var sum = SIMD8<UInt64>()
+            var high = SIMD8<UInt64>()
+            repeat {
+                let lanes = unsafe octets.unsafeLoadUnaligned(fromByteOffset: offset, as: SIMD8<UInt64>.self)
+                sum &+= lanes
+                high &+= lanes &>> 32
+                offset &+= 64
+            } while offset &+ 64 <= end
+            addLane((sum &- (high &<< 32)).wrappedSum())
+            addLane(high.wrappedSum())
         }
-        addLane(low)
-        addLane(high)
         while offset &+ 8 <= end {
             addLane(unsafe octets.unsafeLoadUnaligned(fromByteOffset: offset, as: UInt64.self))
             offset &+= 8

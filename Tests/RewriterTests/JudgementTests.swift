@@ -170,10 +170,34 @@ import Wire
         for flags in [TCPFlags.syn, .ack, .rst] {
             var next = segment(Self.forth, flags)
             let reported = flags == .syn ? observed(Self.forth, flags) : nil
+            // Of segments without SYN the kernel learns from the first, and from few others.
             #expect(
                 judge(&table, &next, .prerouting)
-                    == Judgement(.acceptRewritten, note: .none, observed: reported, learnsReply: true))
+                    == Judgement(.acceptRewritten, note: .none, observed: reported, learnsReply: flags != .rst))
             #expect(next == segment(translated, flags))
+        }
+    }
+
+    @Test func `the kernel is reminded of every connection's reply, but not by every segment`() {
+        let other = FourTuple(
+            source: Endpoint(address: Self.client.address, port: Self.client.port + 1), destination: Self.home)
+        let rule = FlowRule.passage(.translateDestination(Self.host))
+        var table = table([
+            FlowKey(stage: .prerouting, tuple: Self.forth): rule, FlowKey(stage: .prerouting, tuple: other): rule,
+        ])
+        // Two connections that take turns, as those of one program do.
+        var reminders = [0, 0]
+        for number in 0..<1220 {
+            var packet = segment(number.isMultiple(of: 2) ? Self.forth : other, .ack)
+            let judgement = judge(&table, &packet, .prerouting)
+            #expect(judgement.ruling == .acceptRewritten)
+            if judgement.learnsReply { reminders[number % 2] += 1 }
+        }
+        #expect(reminders == [10, 10])
+        // Whatever is due, a SYN teaches.
+        for _ in 0..<3 {
+            var syn = segment(Self.forth, .syn)
+            #expect(judge(&table, &syn, .prerouting).learnsReply)
         }
     }
 

@@ -25,6 +25,12 @@ int nfqmig_name_thread(const char *name);
 /// capget(2) has no libc wrapper. 1 when the process has `capability` (a CAP_ number) effective, 0 when not, -errno.
 int nfqmig_has_capability(unsigned capability);
 
+/// ioctl(2) is variadic. The largest MTU of this network namespace's interfaces that are up, loopback apart; 0 for none.
+unsigned nfqmig_largest_mtu(void);
+
+/// malloc_trim(3) is in malloc.h, which Glibc's module map leaves out. Gives unused memory of the heap back.
+void nfqmig_trim_heap(void);
+
 /// setns(2) is _GNU_SOURCE. Moves the calling thread into the network namespace open as `fd`. Returns 0 or -errno.
 int nfqmig_enter_network_namespace(int fd);
 
