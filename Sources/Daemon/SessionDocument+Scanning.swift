@@ -70,7 +70,7 @@ private struct DocumentScanner: ~Escapable {
         guard offset < octets.count else { return nil }
         let content = octets.extracting(start..<offset)
         offset += 1
-        return String(unsafeUninitializedCapacity: content.count) { buffer in
+        return unsafe String(unsafeUninitializedCapacity: content.count) { buffer in
             for index in content.indices { unsafe buffer[index] = content[index] }
             return content.count
         }
