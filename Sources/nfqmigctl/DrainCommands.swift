@@ -100,14 +100,26 @@ struct DrainCommand: AsyncParsableCommand {
     private func follow(_ first: DrainReport) async throws -> DrainReport {
         let bar = ProgressBar(isQuiet: options.json)
         var report = first
+        var attempts = 0
         bar.show(report)
         while report.outcome == nil {
-            report = try await options.client.get(
-                "/v1/drains/\(report.id)", query: ["wait": bar.isTerminal ? "0.2" : "1"])
-            bar.show(report)
+            do {
+                report = try await options.client.get(
+                    "/v1/drains/\(report.id)", query: ["wait": bar.isTerminal ? "0.2" : "1"])
+                attempts = 0
+                bar.show(report)
+            } catch let error where attempts < 30 && Self.isRestarting(error) {
+                // A daemon that starts anew is there again soon, and goes on with the drain.
+                attempts += 1
+                try await Task.sleep(for: .seconds(1))
+            }
         }
         bar.end()
         return report
+    }
+
+    private static func isRestarting(_ error: any Error) -> Bool {
+        error is Interrupted || (error as? Unreachable)?.reason == .nobody
     }
 
     private func tellSelection(_ report: DrainReport) {

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
@@ -105,6 +106,26 @@ def stopped(case, stage, crowd, count):
     case.equal(crowd.settled()["up"], {"A": count}, "all are home")
 
 
+def followed(case, stage, crowd, count):
+    """Whoever waits for the drain's outcome gets it, with one daemon or another."""
+    for turn, (source, to) in enumerate((("a", address("b")), ("b", "home"))):
+        answers = []
+        waiting = threading.Thread(target=lambda: answers.append(stage.daemon.ctl(
+            "drain", address(source), "--to", to, "--rate", str(count // 4), "--json")))
+        waiting.start()
+        time.sleep(1.5)
+        if turn:
+            stage.daemon.stop()
+        else:
+            stage.daemon.kill()
+        time.sleep(0.5)
+        stage.daemon.start()
+        waiting.join()
+        case.equal([answers[0].code, answers[0]["outcome"], answers[0]["moved"], crowd.settled()["up"]],
+                   [0, "completed", count, {"A" if turn else "B": count}],
+                   "nfqmigctl waits through the daemon's %s" % ("stop" if turn else "death"))
+
+
 def canaries(case, stage, crowd, count):
     share = count // 20
     number = begin(stage, address("a"), "--to", address("b"), "--canary", "5%", "--settle", "3")
@@ -143,6 +164,7 @@ def body(case):
         case.equal(crowd.settled(60)["up"], {"A": count}, "%d connections are on A" % count)
         killed(case, stage, crowd, count)
         stopped(case, stage, crowd, count)
+        followed(case, stage, crowd, count)
         canaries(case, stage, crowd, count)
         before = stage.daemon.ctl("drains", "--json")["drains"]
         stage.daemon.stop()
