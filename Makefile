@@ -15,6 +15,8 @@ SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 LIBRARIES  := libmnl-dev libnfnetlink-dev libnetfilter-queue-dev libnftnl-dev libsqlite3-dev pkg-config
 LAB        := nftables iptables iproute2 conntrack ethtool tcpdump tshark iperf3 redis-server redis-tools wrk nginx-light iputils-ping \
               python3 python3-scapy libcap2-bin util-linux procps curl
+# For the benchmark alone: ctdb_killtcp, the counting of system calls, the headers of Python.
+COMPARISON := ctdb linux-perf gcc libc6-dev python3-dev python3-pip
 
 .PHONY: help deps build test unit integration integration-full demo lint format bench clean install uninstall
 
@@ -62,6 +64,7 @@ PEERS := $(addprefix .build/peers/,load batched textbook delay)
 	$(CC) -O3 -Wall -Wextra -o $@ $< -lnetfilter_queue -lnfnetlink -lmnl -lpthread
 
 bench: build $(PEERS) ## Measure migrations and the packet path beside other programs (root; half an hour)
+	@scripts/deps.sh $(COMPARISON) || echo "some of what the benchmark compares with is missing" >&2
 	@scripts/python-peer.sh
 	$(SUDO) python3 integration/bench.py $(BENCH)
 

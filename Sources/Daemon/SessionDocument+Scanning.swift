@@ -3,7 +3,7 @@
 extension SessionDocument {
     /// Reads a document as `JSONEncoder` writes it when the session has no transits: nearly all there are, and a decoder
     /// takes twenty times as long. nil for everything else, be it correct or not; a decoder then decides.
-    init?(scanning text: String) {
+    package init?(scanning text: String) {
         var scanner = DocumentScanner(text.utf8.span)
         var (id, client, clientPort, home): (UInt64?, String?, UInt16?, String?)
         var (host, datapath): (String?, String?)

@@ -51,6 +51,36 @@ import Wire
         }
     }
 
+    @Test func `a plain document is scanned to what a decoder reads, and any other is left to the decoder`() throws {
+        let sessions = try [
+            session(), Session(key: session().key, id: 6),
+            Session(key: SessionKey(client: nil, clientPort: nil, home: session().key.home), id: UInt64.max),
+        ]
+        for var session in sessions {
+            session.transits = [:]
+            for datapath in Datapath.allCases {
+                session.binding?.datapath = datapath
+                let document = SessionDocument(session)
+                let text = String(decoding: try JSONEncoder().encode(document), as: UTF8.self)
+                #expect(SessionDocument(scanning: text) == document)
+            }
+        }
+        let plain = #"{"id":1,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[]}"#
+        #expect(SessionDocument(scanning: plain) != nil)
+        for other in [
+            #"{"id":1,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[],"new":1}"#,
+            #"{"id":1,"client":"192.0.2\u002e1","home":"198.51.100.1:80","transits":[]}"#,
+            #"{"id":-1,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[]}"#,
+            #"{"id":18446744073709551616,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[]}"#,
+            #"{"id":1,"client":"192.0.2.1","clientPort":65536,"home":"198.51.100.1:80","transits":[]}"#,
+            #"{"id":1,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[{}]}"#,
+            #"{"id":1,"client":"192.0.2.1","home":"198.51.100.1:80"}"#,
+            plain + "x", String(plain.dropLast()), String(plain.dropLast(20)), "", "{", "null",
+        ] {
+            #expect(SessionDocument(scanning: other) == nil, "\(other)")
+        }
+    }
+
     @Test func `a session that follows its client is there once, under its new port`() throws {
         try withDirectory { directory in
             let journal = try SQLiteJournal(directory: directory)

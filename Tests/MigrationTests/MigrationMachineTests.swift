@@ -6,91 +6,9 @@ import Ruleset
 import Testing
 import Wire
 
-/// One client, one home, two hosts of the documentation ranges.
-private enum Cast {
-    static let client = endpoint("192.0.2.9:40000")
-    static let home = endpoint("198.51.100.1:80")
-    static let b = endpoint("198.51.100.2:8080")
-    static let d = endpoint("198.51.100.3:80")
-
-    static func endpoint(_ text: String) -> Endpoint {
-        Endpoint(text) ?? Endpoint(address: .v4(IPv4Address(rawValue: 0)), port: 0)
-    }
-
-    static func key(_ scope: Scope) -> SessionKey {
-        SessionKey(client: client.address, clientPort: scope == .connection ? client.port : nil, home: home)
-    }
-
-    static let connection = LocatedConnection(
-        clientSide: FourTuple(source: client, destination: home),
-        serverSide: FourTuple(source: client, destination: home), phase: .established)
-
-    static func request(
-        to: Endpoint?, scope: Scope = .connection, datapath: Datapath = .kernel, passive: Bool = false
-    ) -> MigrationRequest {
-        MigrationRequest(session: key(scope), to: to, datapath: datapath, passive: passive)
-    }
-}
-
-/// Runs a machine as the daemon does, answering what it asks, and remembers what it wanted.
-private struct Driver {
-    var machine: MigrationMachine
-    var found: [LocatedConnection] = [Cast.connection]
-    /// nil: everything that is asked listens.
-    var check: MigrationMachine.HostCheck?
-    var sourcePort: UInt16?
-    var installSucceeds = true
-    var preparation: MigrationMachine.Event? = .prepared(to: nil)
-    var effects: [String] = []
-    var changes: [SessionChange] = []
-    var now: UInt64 = 1_000_000_000
-
-    init(_ request: MigrationRequest, session: Session? = nil) {
-        machine = MigrationMachine(
-            id: 1, request: request, session: session ?? Session(key: request.session),
-            lifetimes: MigrationMachine.Lifetimes())
-    }
-
-    mutating func tell(_ event: MigrationMachine.Event) {
-        var events = [event]
-        while !events.isEmpty {
-            for effect in machine.handle(events.removeFirst(), at: now) {
-                switch effect {
-                case .locate:
-                    effects.append("locate")
-                    events.append(.located(found))
-                case .prepare:
-                    effects.append("prepare")
-                    if let preparation { events.append(preparation) }
-                case .check(let hosts):
-                    effects.append("check " + hosts.map { "\($0)" }.joined(separator: " "))
-                    events.append(.checked(check ?? .listening(hosts)))
-                case .place(let hosts, _):
-                    effects.append("place")
-                    let host = hosts.first ?? machine.request.session.home
-                    events.append(.placed(Placement(host: host, sourcePort: sourcePort)))
-                case .install(let from, let to):
-                    effects.append("install")
-                    changes.append(SessionChange(from: from, to: to))
-                    if changes.count == 1 {
-                        events.append(installSucceeds ? .installed : .installFailed(reason: "no"))
-                        if !installSucceeds { machine.adopt(from) }
-                    }
-                case .forget:
-                    effects.append("forget")
-                    events.append(.forgotten)
-                case .reset(_, let client): effects.append(client ? "reset both" : "reset from-host")
-                case .leaveClientAlone: effects.append("leave client alone")
-                case .finish(let outcome): effects.append("finish \(outcome)")
-                }
-            }
-        }
-    }
-}
-
 @Suite struct MigrationMachineTests {
     @Test func `the steps come in the order that cannot leak`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.tell(.requested)
         #expect(
             driver.effects == [
@@ -101,14 +19,14 @@ private struct Driver {
     }
 
     @Test func `the source port that was found is the session's`() {
-        var driver = Driver(Cast.request(to: Cast.b, datapath: .queue))
+        var driver = MigrationDriver(Cast.request(to: Cast.b, datapath: .queue))
         driver.sourcePort = 50_000
         driver.tell(.requested)
         #expect(driver.machine.session.binding?.sourcePort == 50_000)
     }
 
     @Test func `where no source port is free nothing is changed`() {
-        var driver = Driver(Cast.request(to: Cast.b, datapath: .queue))
+        var driver = MigrationDriver(Cast.request(to: Cast.b, datapath: .queue))
         _ = driver.machine.handle(.requested, at: 0)
         _ = driver.machine.handle(.located([Cast.connection]), at: 0)
         _ = driver.machine.handle(.checked(.listening([Cast.b])), at: 0)
@@ -124,7 +42,7 @@ private struct Driver {
         var request = Cast.request(to: Cast.b)
         request.candidates = ports
         #expect(request.destinationText == "198.51.100.2:8080-8083")
-        var driver = Driver(request)
+        var driver = MigrationDriver(request)
         driver.check = .listening([ports[2], ports[3]])
         driver.tell(.requested)
         #expect(driver.effects.contains("check " + ports.map { "\($0)" }.joined(separator: " ")))
@@ -132,7 +50,7 @@ private struct Driver {
         #expect(driver.machine.request.to == ports[2] && driver.machine.request.destinationText == "\(ports[2])")
         var session = Session(key: Cast.key(.connection))
         session.binding = Binding(host: ports[1], datapath: .kernel)
-        var again = Driver(request, session: session)
+        var again = MigrationDriver(request, session: session)
         again.tell(.requested)
         #expect(again.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: ports[1])))
     }
@@ -140,18 +58,18 @@ private struct Driver {
     @Test func `a home that sees another session under the client's port sees this one under another`() {
         var session = Session(key: Cast.key(.connection))
         session.binding = Binding(host: Cast.b, datapath: .kernel)
-        var driver = Driver(Cast.request(to: nil), session: session)
+        var driver = MigrationDriver(Cast.request(to: nil), session: session)
         driver.sourcePort = 50_000
         driver.tell(.requested)
         #expect(driver.machine.session.isDirect)
         #expect(driver.machine.session.binding?.datapath == .queue)
-        driver = Driver(Cast.request(to: nil), session: driver.machine.session)
+        driver = MigrationDriver(Cast.request(to: nil), session: driver.machine.session)
         driver.tell(.requested)
         #expect(driver.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.home)))
     }
 
     @Test func `in passive mode a segment is shown from a port that is free at the to-host`() throws {
-        var driver = Driver(Cast.request(to: Cast.b, passive: true))
+        var driver = MigrationDriver(Cast.request(to: Cast.b, passive: true))
         _ = driver.machine.handle(.requested, at: 0)
         _ = driver.machine.handle(.located([Cast.connection]), at: 0)
         _ = driver.machine.handle(.checked(.listening([Cast.b])), at: 0)
@@ -164,10 +82,10 @@ private struct Driver {
         #expect(driver.machine.session.transits[probe.reversed]?.transit == .awaitingSYN)
     }
 
-    private func prepared(to host: Endpoint?, session: Session? = nil) -> Driver {
+    private func prepared(to host: Endpoint?, session: Session? = nil) -> MigrationDriver {
         var request = Cast.request(to: host)
         request.prepares = true
-        return Driver(request, session: session)
+        return MigrationDriver(request, session: session)
     }
 
     @Test func `the to-host is prepared before it is asked, and the connections are looked at again`() {
@@ -226,14 +144,14 @@ private struct Driver {
     }
 
     @Test func `what the policy refuses is not even looked up`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.tell(.refused(.home(Cast.home)))
         #expect(driver.machine.outcome == .failed(.refused(.home(Cast.home))))
         #expect(driver.effects.count == 1)
     }
 
     @Test func `a connection that nobody knows is refused and nothing is installed`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.found = []
         driver.tell(.requested)
         #expect(driver.machine.outcome == .failed(.unknownConnection(Cast.key(.connection))))
@@ -241,7 +159,7 @@ private struct Driver {
     }
 
     @Test func `a host that does not listen is refused and nothing is installed`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.check = .failed(reason: "connection refused")
         driver.tell(.requested)
         #expect(driver.machine.outcome == .failed(.hostNotListening(Cast.b, reason: "connection refused")))
@@ -249,24 +167,24 @@ private struct Driver {
     }
 
     @Test func `the present host is refused as to-host`() {
-        var driver = Driver(Cast.request(to: Cast.home))
+        var driver = MigrationDriver(Cast.request(to: Cast.home))
         driver.tell(.requested)
         #expect(driver.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.home)))
         var bound = Session(key: Cast.key(.connection))
         bound.binding = Binding(host: Cast.b, datapath: .kernel)
-        var again = Driver(Cast.request(to: Cast.b), session: bound)
+        var again = MigrationDriver(Cast.request(to: Cast.b), session: bound)
         again.tell(.requested)
         #expect(again.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.b)))
     }
 
     @Test func `a session at home cannot return home`() {
-        var driver = Driver(Cast.request(to: nil))
+        var driver = MigrationDriver(Cast.request(to: nil))
         driver.tell(.requested)
         #expect(driver.machine.outcome == .failed(.alreadyThere(Cast.key(.connection), host: Cast.home)))
     }
 
     @Test func `what the kernel refuses is taken back`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.installSucceeds = false
         driver.tell(.requested)
         #expect(driver.machine.session == Session(key: Cast.key(.connection)))
@@ -275,7 +193,7 @@ private struct Driver {
     }
 
     @Test func `a migration is proven when both ends are reset and the client is back`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.tell(.requested)
         driver.tell(.serverReset(Cast.connection, .proven))
         #expect(!driver.machine.isFinished)
@@ -287,7 +205,7 @@ private struct Driver {
     }
 
     @Test func `a client that has closed its end is neither reset nor awaited`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         var leaving = Cast.connection
         leaving.phase = .leaving
         driver.found = [leaving]
@@ -301,7 +219,7 @@ private struct Driver {
     @Test func `a service without clients can be bound, a client without connections cannot`() {
         let key = SessionKey(client: nil, clientPort: nil, home: Cast.home)
         for datapath in Datapath.allCases {
-            var driver = Driver(
+            var driver = MigrationDriver(
                 MigrationRequest(session: key, to: Cast.b, datapath: datapath, passive: false))
             driver.found = []
             driver.tell(.requested)
@@ -322,7 +240,7 @@ private struct Driver {
     }
 
     @Test func `a client that does not come back is waited for once, then reported without`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.tell(.requested)
         driver.tell(.serverReset(Cast.connection, .proven))
         driver.tell(.clientReset(Cast.connection, .proven))
@@ -332,7 +250,7 @@ private struct Driver {
     }
 
     @Test func `a silent from-host leaves the outcome unproven and the kernel on guard`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.tell(.requested)
         driver.tell(.clientReset(Cast.connection, .proven))
         driver.tell(.serverReset(Cast.connection, .unproven))
@@ -346,7 +264,7 @@ private struct Driver {
     }
 
     @Test func `the client's SYN opens its way and ends what is sent to it`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         driver.tell(.requested)
         #expect(driver.machine.session.transits[Cast.connection.clientSide]?.transit == .awaitingSYN)
         driver.tell(.reconnecting(Cast.connection.clientSide))
@@ -356,7 +274,7 @@ private struct Driver {
     }
 
     @Test func `a SYN from another port leaves the old port's transit standing`() {
-        var driver = Driver(Cast.request(to: Cast.b, scope: .client))
+        var driver = MigrationDriver(Cast.request(to: Cast.b, scope: .client))
         driver.tell(.requested)
         var other = Cast.connection.clientSide
         other.source.port = 40001
@@ -366,7 +284,7 @@ private struct Driver {
     }
 
     @Test func `passive mode sends nothing to the client and does not wait for it`() {
-        var driver = Driver(Cast.request(to: Cast.b, passive: true))
+        var driver = MigrationDriver(Cast.request(to: Cast.b, passive: true))
         driver.tell(.requested)
         #expect(driver.effects.last == "reset from-host")
         let probe = FourTuple(source: Cast.client, destination: Cast.b)
@@ -377,7 +295,7 @@ private struct Driver {
     }
 
     @Test func `a connection that is opened during the check is moved too, and one that is gone is not`() {
-        var driver = Driver(Cast.request(to: Cast.b, scope: .client))
+        var driver = MigrationDriver(Cast.request(to: Cast.b, scope: .client))
         var second = Cast.connection
         second.clientSide.source.port = 40001
         second.serverSide.source.port = 40001
@@ -392,11 +310,11 @@ private struct Driver {
     }
 
     @Test func `a newer migration takes over only before the switch`() {
-        var driver = Driver(Cast.request(to: Cast.b))
+        var driver = MigrationDriver(Cast.request(to: Cast.b))
         _ = driver.machine.handle(.requested, at: 0)
         _ = driver.machine.handle(.superseded, at: 0)
         #expect(driver.machine.outcome == .failed(.superseded(Cast.key(.connection))))
-        var switched = Driver(Cast.request(to: Cast.b))
+        var switched = MigrationDriver(Cast.request(to: Cast.b))
         switched.tell(.requested)
         switched.tell(.superseded)
         #expect(switched.machine.outcome == .superseded)
@@ -405,14 +323,14 @@ private struct Driver {
     }
 
     @Test func `on the way home the guard against home falls in the same change`() throws {
-        var out = Driver(Cast.request(to: Cast.b))
+        var out = MigrationDriver(Cast.request(to: Cast.b))
         out.tell(.requested)
         out.tell(.serverReset(Cast.connection, .proven))
         out.tell(.reconnecting(Cast.connection.clientSide))
         out.tell(.established(Cast.connection.clientSide))
         let guardedHome = Cast.connection.serverSide.reversed
         #expect(out.machine.session.transits[guardedHome]?.transit == .guarded)
-        var back = Driver(Cast.request(to: nil), session: out.machine.session)
+        var back = MigrationDriver(Cast.request(to: nil), session: out.machine.session)
         back.found = [
             LocatedConnection(
                 clientSide: Cast.connection.clientSide,
@@ -428,7 +346,7 @@ private struct Driver {
     @Test func `an undone change is the same change the other way round`() {
         for datapath in Datapath.allCases {
             for scope in Scope.allCases {
-                var driver = Driver(Cast.request(to: Cast.b, scope: scope, datapath: datapath))
+                var driver = MigrationDriver(Cast.request(to: Cast.b, scope: scope, datapath: datapath))
                 let before = driver.machine.session
                 driver.tell(.requested)
                 let after = driver.machine.session
@@ -442,7 +360,7 @@ private struct Driver {
     }
 
     @Test func `the queue datapath's binding outlives its transit on the same four-tuple`() {
-        var driver = Driver(Cast.request(to: Cast.b, datapath: .queue))
+        var driver = MigrationDriver(Cast.request(to: Cast.b, datapath: .queue))
         driver.tell(.requested)
         let original = Cast.connection.clientSide
         #expect(driver.machine.session.elements()[.divert(original, .queue)] == .some(.none))
