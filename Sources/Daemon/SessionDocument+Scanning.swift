@@ -6,7 +6,7 @@ extension SessionDocument {
     package init?(scanning text: String) {
         var scanner = DocumentScanner(text.utf8.span)
         var (id, client, clientPort, home): (UInt64?, String?, UInt16?, String?)
-        var (host, datapath): (String?, String?)
+        var (host, datapath, sourcePort): (String?, String?, UInt16?)
         var isPlain = false
         guard scanner.skip(UInt8(ascii: "{")) else { return nil }
         repeat {
@@ -17,6 +17,9 @@ extension SessionDocument {
             case "clientPort":
                 guard let number = scanner.number().flatMap(UInt16.init(exactly:)) else { return nil }
                 clientPort = number
+            case "sourcePort":
+                guard let number = scanner.number().flatMap(UInt16.init(exactly:)) else { return nil }
+                sourcePort = number
             case "home": home = scanner.string()
             case "host":
                 guard let text = scanner.string() else { return nil }
@@ -37,6 +40,7 @@ extension SessionDocument {
         self.home = home
         self.host = host
         self.datapath = datapath
+        self.sourcePort = sourcePort
         transits = []
     }
 }

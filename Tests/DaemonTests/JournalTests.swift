@@ -58,6 +58,7 @@ import Wire
         ]
         for var session in sessions {
             session.transits = [:]
+            session.yields = false
             for datapath in Datapath.allCases {
                 session.binding?.datapath = datapath
                 let document = SessionDocument(session)
@@ -69,6 +70,7 @@ import Wire
         #expect(SessionDocument(scanning: plain) != nil)
         for other in [
             #"{"id":1,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[],"new":1}"#,
+            #"{"id":1,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[],"yields":true}"#,
             #"{"id":1,"client":"192.0.2\u002e1","home":"198.51.100.1:80","transits":[]}"#,
             #"{"id":-1,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[]}"#,
             #"{"id":18446744073709551616,"client":"192.0.2.1","home":"198.51.100.1:80","transits":[]}"#,
