@@ -250,7 +250,7 @@ extension Coordinator {
         }
     }
 
-    private func drainEvents() {
+    func drainEvents() {
         guard let events else { return }
         var seen: [ConntrackEvent] = []
         do {
