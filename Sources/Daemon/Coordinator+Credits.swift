@@ -21,6 +21,8 @@ extension Coordinator {
             loop.schedule(at: EventLoop.now) { self.drainObservations() }
             return
         }
+        // The reset of a canary's connection is to be seen while its session still has that connection's port.
+        if isWatchingCanary { drainEvents() }
         commit()
         do {
             let lookup = ConnectionLookup(gateway.conntrack)

@@ -256,7 +256,7 @@ extension Coordinator {
         }
     }
 
-    private func drainEvents() {
+    func drainEvents() {
         guard let events else { return }
         var seen: [ConntrackEvent] = []
         do {
