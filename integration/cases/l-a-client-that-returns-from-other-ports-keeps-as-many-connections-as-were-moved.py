@@ -272,16 +272,6 @@ class Followed(Group):
         case.equal([self.on_hosts(), {session["id"] for session in self.bound()}],
                    [{"A": ALL - MOVED, "D": MOVED}, ids], what + "and nothing else")
 
-        number = self.daemon.ctl("drain", address("d"), "--to", address("b"), "--canary", "1", "--settle", "2",
-                                 "--no-wait", "--json")["id"]
-        self.awaited(number, lambda now: now["state"] == "settling")
-        self.again(self.names)
-        done = self.awaited(number)
-        case.equal([done.get("outcome"), done["returned"]], ["failed", done["moved"]],
-                   what + "a canary whose clients reset their connections is sent back, whatever ports they come from")
-        case.equal([self.on_hosts(), {session["id"] for session in self.bound()}],
-                   [{"A": ALL - MOVED, "D": MOVED}, ids], what + "to where it was")
-
         # Each reset makes the client come back from another port, and the session follows.
         number = self.daemon.ctl("drain", address("d"), "--to", endpoint(address("b"), RESETS), "--canary", "1",
                                  "--no-wait", "--json")["id"]
