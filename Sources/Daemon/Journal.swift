@@ -150,7 +150,8 @@ package final class SQLiteJournal: Journal {
             let last = try Int64.fetchOne(database, sql: "SELECT value FROM counter WHERE name = 'migration'") ?? 0
             var texts = EndpointTexts()
             return JournalContents(
-                sessions: sessions.compactMap { $0.session(&texts) }, migrations: migrations, lastMigration: UInt64(last))
+                sessions: sessions.compactMap { $0.session(&texts) }, migrations: migrations,
+                lastMigration: UInt64(last))
         }
     }
 
@@ -310,7 +311,9 @@ extension SessionDocument {
     /// The same, for many documents one after the other.
     func session(_ texts: inout EndpointTexts) -> Session? {
         let client = IPAddress(self.client)
-        guard client != nil || self.client == SessionKey.everyClient, let home = texts.endpoint(home) else { return nil }
+        guard client != nil || self.client == SessionKey.everyClient, let home = texts.endpoint(home) else {
+            return nil
+        }
         var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home), id: id)
         if let host, let datapath {
             guard let host = texts.endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
