@@ -154,7 +154,7 @@ def chart(result):
     samples = result["datapath"]["samples"]
     loads = [name for name in LOADS if name in next(iter(samples.values()))]
     ways = [way for way in WAYS if way in samples and way != "dnat"]
-    limit, bar, gap, left, top, height = 3.0, 13, 16, 60, 90, 260
+    limit, bar, gap, left, top, height = 3.0, 14, 22, 60, 90, 260
     group = bar * len(ways) + gap
     width = left + group * len(loads) + 20
     y = lambda value: top + height - height * min(value, limit) / limit

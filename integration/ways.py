@@ -195,5 +195,5 @@ LOADS = {load.name: load for load in (
     Load("down8", "bulk to client, 8 streams", "GB", ("bulk", 8, "SECONDS", "down")),
     Load("pp1", "ping-pong, 1 connection", "round trip", ("pingpong", 1, "SECONDS", 64)),
     Load("pp64", "ping-pong, 64 connections", "round trip", ("pingpong", 64, "SECONDS", 64)),
-    Load("small", "segments of 88 octets, 8 streams", "segment", ("segments", 8, "SECONDS", 100), small=True),
-    Load("connect", "connections opened, 16 at a time", "connection", ("connect", 16, "SECONDS")))}
+    Load("small", "88-octet segments, 8 streams", "segment", ("segments", 8, "SECONDS", 100), small=True),
+    Load("connect", "new connections, 16 at once", "connection", ("connect", 16, "SECONDS")))}

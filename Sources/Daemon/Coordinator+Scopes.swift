@@ -53,7 +53,7 @@ extension Coordinator {
             let wider = SessionKey(client: key.client, clientPort: nil, home: key.home)
             return sessions[wider]?.binding == nil ? nil : .client
         case .client:
-            let narrower = sessions.values.contains {
+            let narrower = sessions.sessions(of: key.client).contains {
                 $0.key.client == key.client && $0.key.home == key.home && $0.key.clientPort != nil && $0.binding != nil
             }
             return narrower ? .connection : nil
