@@ -82,6 +82,8 @@ class Session:
             return  # a command that came with the same poll has closed it
         try:
             if self.state == "connecting":
+                if not events & ~select.EPOLLIN:
+                    return  # of the socket that had this descriptor before
                 number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
                     return self.broke(number)

@@ -120,9 +120,12 @@ extension Coordinator {
     /// Whether a host has a connection with this four-tuple client → host, or is to have one.
     private func isTaken(_ tuple: FourTuple, besides key: SessionKey) throws -> Bool {
         if isClaimed(tuple, besides: key) { return true }
-        // By its reply a connection is found whatever it is called on the client's side.
-        guard let entry = try gateway.conntrack.entry(reply: tuple.reversed) else { return false }
-        return entry.phase != .closed
+        // By its reply a connection is found whatever it is called on the client's side; by its original four-tuple also one
+        // whose source the kernel has translated, which conntrack would take ours for.
+        let entries = [
+            try gateway.conntrack.entry(reply: tuple.reversed), try gateway.conntrack.entry(original: tuple),
+        ]
+        return entries.contains { $0.map { $0.phase != .closed } ?? false }
     }
 
     /// Whether another session's host has this four-tuple, as soon as its client comes.
@@ -144,14 +147,15 @@ extension Coordinator {
     /// Sessions whose host has from them a four-tuple that another session decides about now stop watching for it; where nobody
     /// decides about it any more, they watch for it again.
     func settleWatches(around key: SessionKey) {
-        for other in sessions.sessions(atHostOf: key) {
-            guard let tuple = other.hostSide else { continue }
-            let yields = isDecidedElsewhere(tuple, besides: other.key)
-            guard yields != other.yields else { continue }
-            var next = other
-            next.yields = yields
-            decide(change: other, to: next)
-        }
+        for other in sessions.sessions(atHostOf: key) { settleWatch(of: other) }
+    }
+
+    func settleWatch(of session: Session) {
+        let yields = session.hostSide.map { isDecidedElsewhere($0, besides: session.key) } ?? false
+        guard yields != session.yields else { return }
+        var next = session
+        next.yields = yields
+        decide(change: session, to: next)
     }
 
     /// A client opens a connection of its own with the four-tuple that a host has, or is to have, from one of its sessions.

@@ -266,7 +266,8 @@ public struct MigrationMachine: Sendable {
             connections[index].probePort = placement.probePorts[connections[index].clientSide]
         }
         for tuple in session.transits(against: request.to ?? request.session.home) { session.transits[tuple] = nil }
-        session.replies = session.replies.filter { $0.source != leaving }
+        let trailing = session.trailingReplies
+        session.replies = session.replies.filter { $0.source != leaving || trailing.contains($0) }
         for connection in connections {
             let toClient = StandingTransit(
                 transit: .frozen, host: connection.serverSide.destination, lifetime: lifetimes.guardUnproven,

@@ -93,6 +93,30 @@ def conflict(case, datapath, family, sport, own_first):
         stage.healthy(case)
 
 
+def displaced(case, family):
+    """The client's own connection came second and has another port from the kernel's NAT. B does not know it by the
+    client's port, but the gateway does."""
+    what = "the own connection has another port, IPv%d" % family
+    with Stage([PORT]) as stage:
+        stage.open("s", "bulk", PORT, family, sport=20007, rate=RATE)
+        for letter, datapath in (("b", "kernel"), ("d", "kernel"), ("b", "queue")):
+            answer, up, _ = stage.moved("s", letter, "--datapath", datapath)
+            case.ok(answer.code == DONE and bool(up), "%s: %s by the %s is proven" % (what, letter, datapath), lambda: str(answer))
+            if letter == "b" and datapath == "kernel":
+                open_direct(stage, family, 20007)
+                both(case, stage, what, family, 20007)
+        case.ok(stage.client.works("s"), what + ": the session carries data on B", stage.daemon.tail)
+        undisturbed(case, stage, what)
+        case.equal(len(ports_at(stage, "b", family)), 2, what + ": B sees two ports")
+        answer, up, _ = stage.moved("s", "return")
+        case.ok(answer.code == DONE and bool(up), what + ": and home", lambda: str(answer))
+        undisturbed(case, stage, what + ", at home")
+        stage.client.close("own")
+        stage.client.close("s")
+        stage.clean(case, ": " + what, patience=25)
+        stage.healthy(case)
+
+
 def wide(case, datapath, family):
     """All connections of the client at once: the kernel finds source ports; user space has none to give, and says so."""
     what = "scope client, %s datapath, IPv%d" % (datapath, family)
@@ -250,7 +274,9 @@ def body(case):
             ranges(case, datapath, 6)
         stated(case, datapath, 6)
     two_homes(case, 4)
+    displaced(case, 4)
     if case.full:
+        displaced(case, 6)
         two_homes(case, 6)
 
 
