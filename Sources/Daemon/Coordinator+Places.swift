@@ -47,19 +47,23 @@ extension Coordinator {
         }
         guard let port = key.clientPort else { return try placeAll(connections, at: allowed, request) }
         let client = Endpoint(address: key.clientEndpoint.address, port: port)
+        // Where user space gives another session's segments the name that this one's have when they come, the kernel could not
+        // tell the two apart.
+        let datapath = isCarried(key.original, besides: key) ? .queue : request.datapath
         if let stated = request.sourcePort {
             let tuple = FourTuple(source: Endpoint(address: client.address, port: stated), destination: first)
             guard try !isTaken(tuple, besides: key) else { throw MigrationFailure.sourcePortTaken(key, tuple) }
-            return Placement(host: first, sourcePort: stated)
+            return Placement(host: first, datapath: datapath, sourcePort: stated)
         }
         // Of several ports one where the client's own is free.
-        if request.datapath == .queue || allowed.count > 1 {
+        if datapath == .queue || allowed.count > 1 {
             for host in allowed where try !isTaken(FourTuple(source: client, destination: host), besides: key) {
-                return Placement(host: host)
+                return Placement(host: host, datapath: datapath)
             }
         }
-        guard request.datapath == .queue else { return Placement(host: first) }
-        return Placement(host: first, sourcePort: try freePort(like: client, at: first, besides: key))
+        guard datapath == .queue else { return Placement(host: first) }
+        let free = try freePort(like: client, at: first, besides: key)
+        return Placement(host: first, datapath: datapath, sourcePort: free)
     }
 
     /// Where all connections of a client go, or of all clients. User space gives none of them another source port: a client
@@ -119,7 +123,7 @@ extension Coordinator {
 
     /// Whether a host has a connection with this four-tuple client → host, or is to have one.
     private func isTaken(_ tuple: FourTuple, besides key: SessionKey) throws -> Bool {
-        if isClaimed(tuple, besides: key) { return true }
+        if isClaimed(tuple, besides: key) || isLeftToKernel(tuple, besides: key) { return true }
         // By its reply a connection is found whatever it is called on the client's side; by its original four-tuple also one
         // whose source the kernel has translated, which conntrack would take ours for.
         let entries = [
@@ -132,6 +136,20 @@ extension Coordinator {
     private func isClaimed(_ tuple: FourTuple, besides key: SessionKey) -> Bool {
         if let holder = pending.hostSides[tuple], holder != key { return true }
         return sessions.session(hostSide: tuple).map { $0.key != key } ?? false
+    }
+
+    /// Whether it is user space that gives another session's segments this four-tuple.
+    private func isCarried(_ tuple: FourTuple, besides key: SessionKey) -> Bool {
+        guard isClaimed(tuple, besides: key) else { return false }
+        return sessions.session(hostSide: tuple)?.binding?.datapath != .kernel
+    }
+
+    /// Whether segments with this four-tuple are another session's to the kernel: bound by it, or on the way home.
+    private func isLeftToKernel(_ tuple: FourTuple, besides key: SessionKey) -> Bool {
+        SessionKey.covering(tuple).contains { other in
+            guard other != key, let session = sessions[other] else { return false }
+            return session.binding.map { $0.datapath == .kernel } ?? (session.transits[tuple] != nil)
+        }
     }
 
     /// Whether another session decides about segments with this four-tuple, as the client sends them.

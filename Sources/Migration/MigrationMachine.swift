@@ -258,6 +258,7 @@ public struct MigrationMachine: Sendable {
         } else {
             request.to = placement.host
             request.candidates = []
+            request.datapath = placement.datapath ?? request.datapath
             session.binding = Binding(
                 host: placement.host, datapath: request.datapath, sourcePort: placement.sourcePort)
         }

@@ -57,7 +57,8 @@ import Wire
         session = session.following(to: 40_002, tail: 120)
         session.replies.insert(FourTuple(source: Self.host, destination: Self.client(40_002)))
         let to = Self.endpoint("198.51.100.3:8080")
-        let request = MigrationRequest(session: session.key, to: to, datapath: .kernel, passive: false, checksHost: false)
+        let request = MigrationRequest(
+            session: session.key, to: to, datapath: .kernel, passive: false, checksHost: false)
         var machine = MigrationMachine(id: 2, request: request, session: session, lifetimes: .init())
         _ = machine.handle(.requested, at: 0)
         _ = machine.handle(.located([]), at: 0)
