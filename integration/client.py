@@ -229,7 +229,8 @@ class Client:
             pause = max(0, self.timers[0][0] - time.monotonic()) if self.timers else -1
             events = self.poll.poll(pause)
             by_descriptor = {session.socket.fileno(): session for session in self.sessions.values()}
-            for number, what in events:
+            # Commands come last: a socket that one opens may have the number of one that it has closed.
+            for number, what in sorted(events, reverse=True):
                 if number == 0:
                     self.command()
                 elif number in by_descriptor:

@@ -162,6 +162,7 @@ extension Coordinator {
         batch.sessions = [now]
         batch.forgotten = [each.running.machine.id]
         try? journal.write(batch)
+        settleWatches(around: each.to.key)
         each.running.machine.adopt(now)
         advance(each.running, .installFailed(reason: "\(error)"))
     }

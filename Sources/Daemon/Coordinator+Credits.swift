@@ -28,7 +28,11 @@ extension Coordinator {
             let lookup = ConnectionLookup(gateway.conntrack)
             // Two connections that one host would take for the same are told apart one by one, before the others.
             let watched = held.map(\.segment.tuple).filter { sessions.session(hostSide: $0)?.watched == $0 }
-            for tuple in Set(watched) { try decide(aboutWatched: tuple, lookup) }
+            for tuple in Set(watched) {
+                try decide(aboutWatched: tuple, lookup)
+                // What follows from one is in the kernel before a session's key changes with the next.
+                commit()
+            }
             try decide(about: held.map(\.segment.tuple).filter { !watched.contains($0) }, lookup)
             release(held) { self.decision($0) }
         } catch {
@@ -57,7 +61,10 @@ extension Coordinator {
     private func decide(aboutWatched tuple: FourTuple, _ lookup: ConnectionLookup) throws {
         let group = SessionKey(client: tuple.source.address, clientPort: nil, home: tuple.destination)
         var credits = credits(of: group)
-        if case .follows(let session) = try decide(tuple, &credits, isOpen: false, lookup) {
+        // One that the kernel carries cannot follow: the kernel would take the holder's segments for its own.
+        if case .follows(let session) = try decide(tuple, &credits, isOpen: false, lookup),
+            session.binding?.datapath == .queue
+        {
             try follow(credits.changes)
             return tell(tuple, session)
         }
@@ -149,10 +156,12 @@ extension Coordinator {
             }
         }
         if !setAside.isEmpty { loop.schedule(at: EventLoop.now) { self.drainObservations() } }
+        if late.isEmpty { return }
+        commit()
         let back = late.compactMap { left[$0] }.filter { sessions[$0.from.key] == nil }.map { change in
             var before = change.from
             before.endTransit(of: change.to.key.original)
-            return (from: change.to, to: before)
+            return (from: sessions[change.to.key] ?? change.to, to: before)
         }
         if !back.isEmpty { try follow(back) }
     }

@@ -342,6 +342,7 @@ extension Coordinator {
         passives[tuple] = nil
         expiries[tuple] = nil
         decide(change: session, to: without)
+        settleWatches(around: key)
         forgetSettled(key)
         guard let unfinished, let running = migrations[unfinished.migration] else { return }
         advance(

@@ -47,19 +47,23 @@ extension Coordinator {
         }
         guard let port = key.clientPort else { return try placeAll(connections, at: allowed, request) }
         let client = Endpoint(address: key.clientEndpoint.address, port: port)
+        // Where user space gives another session's segments the name that this one's have when they come, the kernel could not
+        // tell the two apart.
+        let datapath = isCarried(key.original, besides: key) ? .queue : request.datapath
         if let stated = request.sourcePort {
             let tuple = FourTuple(source: Endpoint(address: client.address, port: stated), destination: first)
             guard try !isTaken(tuple, besides: key) else { throw MigrationFailure.sourcePortTaken(key, tuple) }
-            return Placement(host: first, sourcePort: stated)
+            return Placement(host: first, datapath: datapath, sourcePort: stated)
         }
         // Of several ports one where the client's own is free.
-        if request.datapath == .queue || allowed.count > 1 {
+        if datapath == .queue || allowed.count > 1 {
             for host in allowed where try !isTaken(FourTuple(source: client, destination: host), besides: key) {
-                return Placement(host: host)
+                return Placement(host: host, datapath: datapath)
             }
         }
-        guard request.datapath == .queue else { return Placement(host: first) }
-        return Placement(host: first, sourcePort: try freePort(like: client, at: first, besides: key))
+        guard datapath == .queue else { return Placement(host: first) }
+        let free = try freePort(like: client, at: first, besides: key)
+        return Placement(host: first, datapath: datapath, sourcePort: free)
     }
 
     /// Where all connections of a client go, or of all clients. User space gives none of them another source port: a client
@@ -119,16 +123,33 @@ extension Coordinator {
 
     /// Whether a host has a connection with this four-tuple client → host, or is to have one.
     private func isTaken(_ tuple: FourTuple, besides key: SessionKey) throws -> Bool {
-        if isClaimed(tuple, besides: key) { return true }
-        // By its reply a connection is found whatever it is called on the client's side.
-        guard let entry = try gateway.conntrack.entry(reply: tuple.reversed) else { return false }
-        return entry.phase != .closed
+        if isClaimed(tuple, besides: key) || isLeftToKernel(tuple, besides: key) { return true }
+        // By its reply a connection is found whatever it is called on the client's side; by its original four-tuple also one
+        // whose source the kernel has translated, which conntrack would take ours for.
+        let entries = [
+            try gateway.conntrack.entry(reply: tuple.reversed), try gateway.conntrack.entry(original: tuple),
+        ]
+        return entries.contains { $0.map { $0.phase != .closed } ?? false }
     }
 
     /// Whether another session's host has this four-tuple, as soon as its client comes.
     private func isClaimed(_ tuple: FourTuple, besides key: SessionKey) -> Bool {
         if let holder = pending.hostSides[tuple], holder != key { return true }
         return sessions.session(hostSide: tuple).map { $0.key != key } ?? false
+    }
+
+    /// Whether it is user space that gives another session's segments this four-tuple.
+    private func isCarried(_ tuple: FourTuple, besides key: SessionKey) -> Bool {
+        guard isClaimed(tuple, besides: key) else { return false }
+        return sessions.session(hostSide: tuple)?.binding?.datapath != .kernel
+    }
+
+    /// Whether segments with this four-tuple are another session's to the kernel: bound by it, or on the way home.
+    private func isLeftToKernel(_ tuple: FourTuple, besides key: SessionKey) -> Bool {
+        SessionKey.covering(tuple).contains { other in
+            guard other != key, let session = sessions[other] else { return false }
+            return session.binding.map { $0.datapath == .kernel } ?? (session.transits[tuple] != nil)
+        }
     }
 
     /// Whether another session decides about segments with this four-tuple, as the client sends them.
@@ -144,14 +165,15 @@ extension Coordinator {
     /// Sessions whose host has from them a four-tuple that another session decides about now stop watching for it; where nobody
     /// decides about it any more, they watch for it again.
     func settleWatches(around key: SessionKey) {
-        for other in sessions.sessions(atHostOf: key) {
-            guard let tuple = other.hostSide else { continue }
-            let yields = isDecidedElsewhere(tuple, besides: other.key)
-            guard yields != other.yields else { continue }
-            var next = other
-            next.yields = yields
-            decide(change: other, to: next)
-        }
+        for other in sessions.sessions(atHostOf: key) { settleWatch(of: other) }
+    }
+
+    func settleWatch(of session: Session) {
+        let yields = session.hostSide.map { isDecidedElsewhere($0, besides: session.key) } ?? false
+        guard yields != session.yields else { return }
+        var next = session
+        next.yields = yields
+        decide(change: session, to: next)
     }
 
     /// A client opens a connection of its own with the four-tuple that a host has, or is to have, from one of its sessions.

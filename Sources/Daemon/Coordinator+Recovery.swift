@@ -66,6 +66,8 @@ extension Coordinator {
         try resumeDrains(over: over)
         pending.settled += over.map(\.id)
         resumeLifetimes(try journal.lifetimes(), migrations: contents.migrations)
+        // Whoever one of them gave way to may have been taken back, or have ended while no daemon was there.
+        for session in sessions.values where session.yields { settleWatch(of: session) }
         watchDirect()
         try startWebhooks()
         // What it took to read all that is several times what is left of it.
@@ -102,6 +104,9 @@ extension Coordinator {
                     where session.hostSide != nil || boundSession(of: tuple.destination, home: key.home)?.key == key {
                         session.replies.insert(tuple)
                     }
+                }
+                if !session.transits.isEmpty {
+                    session.replies.formUnion(session.trailingReplies.filter { present.contains(.reply($0)) })
                 }
                 if session == old { continue }
                 if session.transits.count != old.transits.count { batch.sessions.append(session) }

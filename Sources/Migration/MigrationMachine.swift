@@ -258,6 +258,7 @@ public struct MigrationMachine: Sendable {
         } else {
             request.to = placement.host
             request.candidates = []
+            request.datapath = placement.datapath ?? request.datapath
             session.binding = Binding(
                 host: placement.host, datapath: request.datapath, sourcePort: placement.sourcePort)
         }
@@ -266,7 +267,8 @@ public struct MigrationMachine: Sendable {
             connections[index].probePort = placement.probePorts[connections[index].clientSide]
         }
         for tuple in session.transits(against: request.to ?? request.session.home) { session.transits[tuple] = nil }
-        session.replies = session.replies.filter { $0.source != leaving }
+        let trailing = session.trailingReplies
+        session.replies = session.replies.filter { $0.source != leaving || trailing.contains($0) }
         for connection in connections {
             let toClient = StandingTransit(
                 transit: .frozen, host: connection.serverSide.destination, lifetime: lifetimes.guardUnproven,

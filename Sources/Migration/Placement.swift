@@ -6,6 +6,8 @@ public import Wire
 public struct Placement: Hashable, Sendable {
     /// The to-host; home's own endpoint for the way home.
     public var host: Endpoint
+    /// Who has to carry the connections there; nil for whom the request names.
+    public var datapath: Datapath?
     /// The client's port as that host is to see it; nil for its own.
     public var sourcePort: UInt16?
     /// Whether another session decides about the four-tuple that the host has from this one: see `Session.yields`.
@@ -13,8 +15,9 @@ public struct Placement: Hashable, Sendable {
     /// In passive mode: see `LocatedConnection.probePort`. By client side.
     public var probePorts: [FourTuple: UInt16] = [:]
 
-    public init(host: Endpoint, sourcePort: UInt16? = nil) {
+    public init(host: Endpoint, datapath: Datapath? = nil, sourcePort: UInt16? = nil) {
         self.host = host
+        self.datapath = datapath
         self.sourcePort = sourcePort
     }
 }

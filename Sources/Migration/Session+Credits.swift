@@ -31,6 +31,11 @@ extension Session {
         return next
     }
 
+    /// How connections are answered whose end is still carried. They need no binding.
+    public var trailingReplies: Set<FourTuple> {
+        Set(transits.lazy.filter { $0.value.transit == .trailing }.map { $0.value.reply(to: $0.key.source) })
+    }
+
     /// Nothing more is held against the segments of this four-tuple client → home: another connection begins on it.
     public mutating func endTransit(of tuple: FourTuple) {
         guard let standing = transits.removeValue(forKey: tuple), standing.transit == .trailing else { return }

@@ -50,6 +50,26 @@ import Wire
         #expect(ports == [[40_001, 50_001], [40_003, 50_002]])
     }
 
+    @Test func `the end of a connection is carried on while its session moves to another host`() {
+        var session = Self.session(1, 40_001, .queue)
+        let ending = FourTuple(source: Self.host, destination: Self.client(40_001))
+        session.replies = [ending]
+        session = session.following(to: 40_002, tail: 120)
+        session.replies.insert(FourTuple(source: Self.host, destination: Self.client(40_002)))
+        let to = Self.endpoint("198.51.100.3:8080")
+        let request = MigrationRequest(
+            session: session.key, to: to, datapath: .kernel, passive: false, checksHost: false)
+        var machine = MigrationMachine(id: 2, request: request, session: session, lifetimes: .init())
+        _ = machine.handle(.requested, at: 0)
+        _ = machine.handle(.located([]), at: 0)
+        _ = machine.handle(.placed(Placement(host: to)), at: 0)
+        #expect(machine.session.binding?.host == to)
+        #expect(machine.session.replies == [ending])
+        var ended = machine.session
+        ended.endTransit(of: Self.tuple(40_001))
+        #expect(ended.replies.isEmpty)
+    }
+
     @Test func `a SYN from a session's own port takes nothing from the others`() {
         var credits = ReconnectCredits([Self.session(1, 40_001), Self.session(2, 40_002)], tail: 120)
         #expect(decide(&credits, [40_002, 50_001, 50_001, 50_002], gone: [1]) == ["own", "1", "own", "home"])

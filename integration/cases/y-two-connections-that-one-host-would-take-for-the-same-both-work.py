@@ -93,6 +93,98 @@ def conflict(case, datapath, family, sport, own_first):
         stage.healthy(case)
 
 
+def displaced(case, family):
+    """The client's own connection came second and has another port from the kernel's NAT. B does not know it by the
+    client's port, but the gateway does."""
+    what = "the own connection has another port, IPv%d" % family
+    with Stage([PORT]) as stage:
+        stage.open("s", "bulk", PORT, family, sport=20007, rate=RATE)
+        for letter, datapath in (("b", "kernel"), ("d", "kernel"), ("b", "queue")):
+            answer, up, _ = stage.moved("s", letter, "--datapath", datapath)
+            case.ok(answer.code == DONE and bool(up), "%s: %s by the %s is proven" % (what, letter, datapath), lambda: str(answer))
+            if letter == "b" and datapath == "kernel":
+                open_direct(stage, family, 20007)
+                both(case, stage, what, family, 20007)
+        case.ok(stage.client.works("s"), what + ": the session carries data on B", stage.daemon.tail)
+        undisturbed(case, stage, what)
+        case.equal(len(ports_at(stage, "b", family)), 2, what + ": B sees two ports")
+        answer, up, _ = stage.moved("s", "return")
+        case.ok(answer.code == DONE and bool(up), what + ": and home", lambda: str(answer))
+        undisturbed(case, stage, what + ", at home")
+        stage.client.close("own")
+        stage.client.close("s")
+        stage.clean(case, ": " + what, patience=25)
+        stage.healthy(case)
+
+
+def homecoming(case, family):
+    """The client may come back to B from this port at any moment: a session that is moved there takes another one."""
+    what = "a client that may come back, IPv%d" % family
+    with Stage([PORT]) as stage:
+        stage.open("s", "bulk", PORT, family, sport=20008, rate=RATE)
+        stage.client.open("x", "idle", address("b", family), PORT, sport=20008, reconnect=False)
+        client, there = endpoint(address("c", family), 20008), endpoint(address("b", family), PORT)
+        answer = stage.daemon.migrate(client, there, address("d", family))
+        case.equal(answer.code, DONE, what + ": the other session moves from B to D, and its client does not come back")
+        answer = stage.daemon.migrate(client, there, None)
+        case.equal(answer.code, DONE, what + ": and is home again")
+        answer, up, _ = stage.moved("s", "b", "--datapath", "queue")
+        case.ok(answer.code == DONE and bool(up), what + ": A → B is proven", lambda: str(answer))
+        left = [each for each in stage.daemon.sessions() if each["home"] == there]
+        case.ok(left and left[0]["transits"], what + ": while the other session stops its client's segments", str(left))
+        open_direct(stage, family, 20008)
+        both(case, stage, what, family, 20008)
+        time.sleep(stage.settings["guard_client"] + 1)
+        case.equal([each for each in stage.daemon.sessions() if each["home"] == there], [], what + ": the other session is over")
+        case.ok(stage.client.cycle("own") is not None and stage.client.cycle("s") is not None, what + ": both come back")
+        both(case, stage, what, family, 20008)
+        stage.healthy(case)
+
+
+def moved_too(case, datapath, family):
+    """The client's own connection with B is moved as well, and comes back."""
+    what = "both are moved, %s datapath, IPv%d" % (datapath, family)
+    own = endpoint(address("c", family), 20010), endpoint(address("b", family), PORT)
+    with Stage([PORT]) as stage:
+        stage.open("s", "bulk", PORT, family, sport=20010, rate=RATE)
+        stage.moved("s", "b", "--datapath", "queue")
+        open_direct(stage, family, 20010)
+        both(case, stage, what, family, 20010)
+        for to in (address("d", family), None):
+            server, mark = "D" if to else "B", stage.client.mark()
+            answer = stage.daemon.migrate(*own, to, *(("--datapath", datapath) if to else ()))
+            up = stage.client.await_up("own", server, mark, 5)
+            case.ok(answer.code == DONE and bool(up), "%s: the own one is on %s" % (what, server), lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+            for name in ("s", "own"):
+                case.ok(stage.client.works(name), "%s: %s works, on %s" % (what, name, server))
+                case.ok(stage.client.cycle(name) is not None, "%s: and comes back" % what)
+                case.ok(stage.client.works(name), "%s: and works" % what)
+        stage.moved("s", "return")
+        case.ok(stage.client.works("s") and stage.client.works("own"), what + ": both work at home")
+        stage.client.close("own")
+        stage.client.close("s")
+        stage.clean(case, ": " + what, patience=25)
+        stage.healthy(case)
+
+
+def away(case, family):
+    """A session is moved to the home of another one, which the kernel has moved elsewhere and whose client has gone."""
+    what = "to the home of another session, IPv%d" % family
+    with Stage([PORT, OTHER]) as stage:
+        for name, port in (("s", PORT), ("t", OTHER)):
+            stage.open(name, "bulk", port, family, sport=20011, rate=RATE)
+        stage.moved("s", "b", "--datapath", "kernel")
+        stage.client.order(do="close", id="s")
+        mark = stage.client.mark()
+        answer = stage.daemon.migrate(stage.who("t"), stage.home("t"), stage.home("s"), "--datapath", "queue")
+        up = stage.client.await_up("t", "A", mark, 5)
+        case.ok(answer.code == DONE and bool(up), what + ": it is there", lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+        up = stage.client.open("s", "bulk", stage.lab.home(family), PORT, sport=20011, rate=RATE)
+        case.equal(up["server"], "B", what + ": the other one's client comes back to B")
+        case.ok(stage.client.works("s") and stage.client.works("t"), what + ": both work")
+        stage.healthy(case)
+
+
 def wide(case, datapath, family):
     """All connections of the client at once: the kernel finds source ports; user space has none to give, and says so."""
     what = "scope client, %s datapath, IPv%d" % (datapath, family)
@@ -250,7 +342,13 @@ def body(case):
             ranges(case, datapath, 6)
         stated(case, datapath, 6)
     two_homes(case, 4)
+    displaced(case, 4)
+    homecoming(case, 4)
+    moved_too(case, "kernel", 4)
+    away(case, 4)
     if case.full:
+        moved_too(case, "queue", 6)
+        displaced(case, 6)
         two_homes(case, 6)
 
 
