@@ -38,7 +38,7 @@ extension Coordinator {
     /// Waits for a connection that was given to the session a moment ago and is still on its way to conntrack.
     private func locateWhenSettled(_ running: RunningMigration) -> MigrationMachine.Event? {
         let located = locate(running)
-        guard case .located(let connections) = located, connections.isEmpty, running.closed.isEmpty,
+        guard case .located = located, running.entries.isEmpty, running.closed.isEmpty,
             let session = sessions[running.machine.request.session], session.isFollowing, isOnItsWay(session.id)
         else { return located }
         loop.schedule(at: EventLoop.now + 2_000_000) {
