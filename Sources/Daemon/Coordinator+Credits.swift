@@ -122,8 +122,9 @@ extension Coordinator {
 
     /// Brings sessions to where their clients have come back from: journal, gateway, and everything that knows them by
     /// their key.
-    private func follow(_ changes: [(from: Session, to: Session)]) throws {
-        if changes.isEmpty { return }
+    private func follow(_ followers: [(from: Session, to: Session)]) throws {
+        if followers.isEmpty { return }
+        let changes = settled(followers)
         try journal.write(changes.map(\.to), insteadOf: changes.map(\.from.key))
         do {
             try gateway.install(
@@ -141,6 +142,28 @@ extension Coordinator {
             logger.notice("the session follows its client", metadata: ["session": "\(text)"])
         }
         try takeBack(changes)
+    }
+
+    /// The changes together with those of sessions that watch for what these take: one four-tuple has one treatment, and what
+    /// was taken must not go with the watch.
+    private func settled(_ followers: [(from: Session, to: Session)]) -> [(from: Session, to: Session)] {
+        var changes = followers
+        for index in changes.indices { changes[index].to.yields = yields(changes[index].to) }
+        let places = Dictionary(
+            changes.enumerated().compactMap { place, change in change.to.hostSide.map { ($0, place) } }
+        ) { first, _ in first }
+        let following = Set(followers.map(\.from.key))
+        for (_, to) in followers where to.binding != nil {
+            let tuple = to.key.original
+            if let place = places[tuple] {
+                changes[place].to.yields = true
+            } else if let holder = sessions.session(hostSide: tuple), !holder.yields, !following.contains(holder.key) {
+                var yielding = holder
+                yielding.yields = true
+                changes.append((from: holder, to: yielding))
+            }
+        }
+        return changes
     }
 
     /// A client may have come back from the same port while its session was given another connection: the queue's thread
@@ -187,6 +210,8 @@ extension Coordinator {
             self.preparing[session.key] = preparing
             self.standing[session.key] = standing
         }
+        // All of them first: what the gateway has already must not be decided once more.
+        for (_, to) in changes { keep(to) }
         for (from, to) in changes {
             settle(to, since: from)
             settleWatches(around: from.key)

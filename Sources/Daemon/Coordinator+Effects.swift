@@ -262,6 +262,7 @@ extension Coordinator {
         }
         scheduleExpiry(of: session, since: old)
         forgetSettled(session.key)
+        if session.isDirect { watchDirect() }
         if session.binding == nil || old.binding == nil { settleWatches(around: session.key) }
     }
 

@@ -168,8 +168,13 @@ extension Coordinator {
         for other in sessions.sessions(atHostOf: key) { settleWatch(of: other) }
     }
 
+    /// Whether another session decides about what this one's host has from it.
+    func yields(_ session: Session) -> Bool {
+        session.hostSide.map { isDecidedElsewhere($0, besides: session.key) } ?? false
+    }
+
     func settleWatch(of session: Session) {
-        let yields = session.hostSide.map { isDecidedElsewhere($0, besides: session.key) } ?? false
+        let yields = yields(session)
         guard yields != session.yields else { return }
         var next = session
         next.yields = yields
@@ -204,7 +209,6 @@ extension Coordinator {
         let which = isThere ? "the client's own connection" : "the next connection of session \(holder.id)"
         logger.notice(
             "\(which) has source port \(port) at \(tuple.destination)", metadata: ["client": "\(tuple.source)"])
-        if isThere { watchDirect() }
     }
 
     /// Ends translations of clients' own connections that are over. There is no hurry: until then the client's next one is
@@ -220,7 +224,10 @@ extension Coordinator {
 
     private func endDirectIfOver(_ key: SessionKey) {
         commit(before: key)
-        guard let session = sessions[key], session.isDirect, preparing[key] == nil else { return }
+        // One whose client may still come back is not over.
+        guard let session = sessions[key], session.isDirect, preparing[key] == nil,
+            session.transits[session.key.original] == nil
+        else { return }
         do {
             if let entry = try gateway.conntrack.entry(original: session.tracked), entry.phase != .closed { return }
         } catch {

@@ -8,12 +8,14 @@ in a drain, in its canary, on the way back, and with a lifetime."""
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
+import foreign
 import tap
 from capture import Capture
 from inspection import sockets
@@ -22,7 +24,7 @@ from matrix import percentile
 from stage import Stage
 from traffic import PYTHON
 
-PORT, OTHER, RESETS, ALL, MOVED = 7000, 7001, 7999, 8, 3
+PORT, OTHER, ENDINGS, RESETS, ALL, MOVED = 7000, 7001, 7100, 7999, 8, 3
 
 
 class Group:
@@ -53,8 +55,8 @@ class Group:
 
     def on_b(self):
         """Connections to B's service that B itself has, from this client's address of this family."""
-        return sum(1 for socket in sockets(self.stage.lab, "b")
-                   if socket[0] == "ESTAB" and socket[2] == PORT and socket[3] == address("c", self.family))
+        return sum(1 for each in sockets(self.stage.lab, "b")
+                   if each[0] == "ESTAB" and each[2] == PORT and each[3] == address("c", self.family))
 
     def expect(self, run, what, wanted, *more):
         hosts = self.settled(*more)
@@ -298,6 +300,51 @@ class Followed(Group):
                    what + "and go home when it is over, from whatever port")
 
 
+def last_words(case, restarts):
+    """The end of a connection is carried on when its session moves on meanwhile, and when the daemon starts anew."""
+    what = "after a new daemon's start" if restarts else "after the next migration"
+    with Stage([PORT], guard_client=60, reconnect_timeout=1) as stage:
+        lab = stage.lab
+        at = {host: foreign.listener(lab, host, address(host), ENDINGS) for host in "abd"}
+
+        def connect(host):
+            made = foreign.tcp(lab, "c", lab.home())
+            made.settimeout(5)
+            made.connect((lab.home(), ENDINGS))
+            # The daemon has asked the host for a connection, too.
+            while (accepted := at[host].accept())[1] != made.getsockname():
+                accepted[0].close()
+            return made, accepted[0], endpoint(*made.getsockname())
+
+        def move(client, to):
+            answer = stage.daemon.migrate(client, endpoint(lab.home(), ENDINGS), address(to), "--datapath", "queue")
+            case.equal(answer.code, 0, "%s: moved to %s" % (what, to.upper()))
+
+        first = connect("a")
+        move(first[2], "b")
+        second, at_b, _ = connect("b")
+        at_b.settimeout(5)
+        second.shutdown(socket.SHUT_WR)
+        case.equal(at_b.recv(1), b"", what + ": the client has closed its end")
+        third = connect("b")
+        if restarts:
+            stage.daemon.kill()
+            stage.daemon.start()
+        else:
+            move(third[2], "d")
+        with Capture(lab, "c") as at_client:
+            at_b.sendall(b"bye")
+            at_b.close()
+            try:
+                heard = second.recv(3), second.recv(1)
+            except OSError as error:
+                heard = error
+            case.equal(heard, (b"bye", b""), what + ": it hears the host out")
+            time.sleep(0.3)
+        strays = [str(each) for each in at_client.segments() if address("b") in (each.source, each.destination)]
+        case.equal(strays, [], what + ": the client sees no segment of B")
+
+
 def interplay(case, stage):
     traitor = stage.lab.spawn("b", [PYTHON, "-c", TRAITOR, str(RESETS)], stdout=subprocess.PIPE)
     traitor.stdout.readline()
@@ -330,6 +377,8 @@ def body(case):
         interplay(case, stage)
         stage.clean(case)
         stage.healthy(case)
+    for restarts in (False, True):
+        last_words(case, restarts)
 
 
 if __name__ == "__main__":

@@ -159,8 +159,40 @@ def moved_too(case, datapath, family):
                 case.ok(stage.client.works(name), "%s: %s works, on %s" % (what, name, server))
                 case.ok(stage.client.cycle(name) is not None, "%s: and comes back" % what)
                 case.ok(stage.client.works(name), "%s: and works" % what)
+            # So long that whoever looks for ends of translations has none to look for.
+            time.sleep(stage.settings["guard_client"] + 1)
         stage.moved("s", "return")
         case.ok(stage.client.works("s") and stage.client.works("own"), what + ": both work at home")
+        stage.client.close("own")
+        stage.client.close("s")
+        stage.clean(case, ": " + what, patience=25)
+        stage.healthy(case)
+
+
+def follower(case, family):
+    """Another session, whose home is B, follows its client to the very port that B has from this one."""
+    what = "another session follows, IPv%d" % family
+    with Stage([PORT]) as stage:
+        stage.open("s", "bulk", PORT, family, sport=20012, rate=RATE)
+        open_direct(stage, family, 20013)
+        stage.moved("s", "b", "--datapath", "queue")
+        there = endpoint(address("b", family), PORT)
+        answer = stage.daemon.migrate(endpoint(address("c", family), 20013), there, address("d", family), "--datapath", "queue")
+        case.equal(answer.code, DONE, what + ": it is on D")
+        stage.client.close("own")
+        time.sleep(0.3)
+        up = open_direct(stage, family, 20012)
+        case.equal(up["server"], "D", what + ": its client's next connection is on D")
+        for name in ("s", "own"):
+            case.ok(stage.client.works(name), "%s: %s works" % (what, name), stage.daemon.tail)
+            case.ok(stage.client.cycle(name) is not None and stage.client.works(name), "%s: and comes back" % what)
+        mark = stage.client.mark()
+        answer = stage.daemon.migrate(endpoint(address("c", family), 20012), there, None)
+        up = stage.client.await_up("own", "B", mark, 5)
+        case.ok(answer.code == DONE and bool(up), what + ": and home", lambda: str(answer))
+        case.ok(stage.client.works("s") and stage.client.works("own"), what + ": both work on B")
+        case.equal(len(ports_at(stage, "b", family)), 2, what + ": which sees two ports")
+        stage.moved("s", "return")
         stage.client.close("own")
         stage.client.close("s")
         stage.clean(case, ": " + what, patience=25)
@@ -346,6 +378,7 @@ def body(case):
     homecoming(case, 4)
     moved_too(case, "kernel", 4)
     away(case, 4)
+    follower(case, 4)
     if case.full:
         moved_too(case, "queue", 6)
         displaced(case, 6)
