@@ -58,6 +58,11 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
     /// The mark that makes chain `learn` remember the reply's four-tuple.
     @usableFromInline let mark: UInt32
     @usableFromInline let queue: UInt16
+    /// Packets since the last batch ended.
+    @usableFromInline var inBatch = 0
+    /// A batch of so few packets says that there is time to let the kernel learn from every packet. A connection that sends a
+    /// keepalive every two hours has no more than that to keep its learnt reply alive.
+    @usableFromInline static let quietBatch = 4
 
     /// A handler that knows `flows` from the start; `seed` keeps its table's hash from being guessed; `queue` is the
     /// number of its queue among the daemon's, from 0.
@@ -74,6 +79,7 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
 
     @inlinable
     public mutating func verdict(for packet: inout MutableSpan<UInt8>, _ metadata: PacketMetadata) -> Verdict {
+        inBatch &+= 1
         let stage: Stage = metadata.hook == Self.postrouting ? .postrouting : .prerouting
         let judgement = table.judge(
             &packet, stage: stage, checksum: metadata.checksum, isWhole: metadata.isWhole)
@@ -102,5 +108,9 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
     }
 
     @inlinable
-    public mutating func endOfBatch() { observations.signal() }
+    public mutating func endOfBatch() {
+        if inBatch <= Self.quietBatch { table.remindSoon() }
+        inBatch = 0
+        observations.signal()
+    }
 }

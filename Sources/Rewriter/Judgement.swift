@@ -130,6 +130,10 @@ extension FlowTable {
         }
     }
 
+    /// Lets the kernel learn from the next packet from which it can.
+    @inlinable @inline(__always)
+    public mutating func remindSoon() { sinceReminder = 60 }
+
     /// Whether it is time to let the kernel learn once more from a packet that says nothing new. A prime number of packets
     /// apart, so that no flow misses it by keeping step.
     @inlinable @inline(__always)

@@ -58,14 +58,10 @@ import Wire
         ]
         for var session in sessions {
             session.transits = [:]
-<<<<<<< HEAD
-=======
             if session.binding != nil {
                 let rare = String(decoding: try JSONEncoder().encode(SessionDocument(session)), as: UTF8.self)
                 #expect(SessionDocument(scanning: rare) == nil, "\(rare)")
             }
-            session.binding?.sourcePort = nil
->>>>>>> h5
             session.yields = false
             for datapath in Datapath.allCases {
                 session.binding?.datapath = datapath

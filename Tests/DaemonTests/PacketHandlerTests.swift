@@ -72,6 +72,31 @@ import Wire
         }
     }
 
+    @Test func `when little comes every packet renews what the kernel has learnt, in a flood one in many does`() throws
+    {
+        let cast = try #require(Self.casts.first)
+        let ring = try ObservationRing<Observation>(capacity: 16)
+        var handler = PacketHandler(
+            observations: ring, mark: Self.mark, seed: 1, flows: flows(cast, .passage(.translateDestination(cast.host)))
+        )
+        var renewals = 0
+        func take() {
+            var octets = cast.packet(from: cast.client, to: cast.home)
+            if judge(&handler, &octets, hook: Self.prerouting).mark == Self.mark { renewals += 1 }
+        }
+        for _ in 0..<50 {
+            take()
+            handler.endOfBatch()
+        }
+        #expect(renewals == 50)
+        renewals = 0
+        for _ in 0..<50 {
+            for _ in 0..<32 { take() }
+            handler.endOfBatch()
+        }
+        #expect((20...40).contains(renewals), "\(renewals) of 1600")
+    }
+
     @Test func `a SYN of a bound session is told to the control plane, its data are not`() throws {
         for cast in Self.casts {
             let ring = try ObservationRing<Observation>(capacity: 16)
