@@ -154,8 +154,8 @@ struct QueueHoldTests {
             }
             return (told, waiting)
         }
-        // Nothing of that batch waits any more but the SYN.
-        #expect(told == [2])
+        // Told of once, and nothing of that batch waits any more but the SYN. A busy machine may make one batch of all.
+        #expect(told == [2] || told == [1])
         #expect(waiting == 1)
     }
 }
