@@ -27,8 +27,8 @@ extension Coordinator {
         do {
             let lookup = ConnectionLookup(gateway.conntrack)
             // Two connections that one host would take for the same are told apart one by one, before the others.
-            let watched = held.map(\.segment.tuple).filter { sessions.session(hostSide: $0)?.watched == $0 }
-            for tuple in Set(watched) {
+            let watched = Set(held.map(\.segment.tuple).filter { sessions.session(hostSide: $0)?.watched == $0 })
+            for tuple in watched {
                 try decide(aboutWatched: tuple, lookup)
                 // What follows from one is in the kernel before a session's key changes with the next.
                 commit()
