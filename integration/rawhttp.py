@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """HTTP over the control socket, octet by octet where a case wants it so."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -52,9 +53,9 @@ def request(path, method, target, body=None, timeout=30, **headers):
         connection.close()
 
 
-def exchange(path, octets, timeout=2.0, half_close=True):
-    """Send octets as they are; what came back until the end or the time-out (b"" when nothing did)."""
-    received = b""
+@contextlib.contextmanager
+def told(path, octets, timeout, half_close):
+    """A socket over which octets have been sent as they are."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(timeout)
         client.connect(path)
@@ -64,6 +65,13 @@ def exchange(path, octets, timeout=2.0, half_close=True):
                 client.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # It has heard enough.
+        yield client
+
+
+def exchange(path, octets, timeout=2.0, half_close=True):
+    """Send octets as they are; what came back until the end or the time-out (b"" when nothing did)."""
+    received = b""
+    with told(path, octets, timeout, half_close) as client:
         try:
             while True:
                 part = client.recv(65536)
@@ -79,15 +87,7 @@ def answers(path, octets, half_close=True, patience=5.0, quiet=0.03):
     """Send octets as they are; the answers to them as [(status, document or None)], and what came, octet by octet. Waits for
     the end of the connection, `patience` seconds at most, and no more than `quiet` seconds after a whole answer."""
     received, found = b"", []
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(patience)
-        client.connect(path)
-        try:
-            client.sendall(octets)
-            if half_close:
-                client.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # It has heard enough.
+    with told(path, octets, patience, half_close) as client:
         while True:
             try:
                 part = client.recv(65536)
