@@ -2,6 +2,8 @@
 
 internal import Foundation
 public import Migration
+public import Rewriter
+internal import Ruleset
 internal import TOMLKit
 
 /// What an operator can set, in one TOML file; every key has a default and an unknown key is an error.
@@ -21,8 +23,10 @@ public struct Configuration: Hashable, Sendable {
     public var queues: UInt16 = 2
     /// Packets that may wait in each queue.
     public var queueLength: UInt32 = 4096
-    /// The fwmark of our own segments and of packets we have rewritten.
-    public var mark: UInt32 = 0x6e6d_6967
+    /// Who writes the endpoints into packets of the queue datapath.
+    public var treatment = Treatment.mark
+    /// The fwmark of our own segments, and the beginning of those by which the kernel knows what to write.
+    public var mark: UInt32 = 0x6e60_0000
     /// Whether the to-host is asked for a TCP connection before a migration.
     public var checkHost = true
     /// Milliseconds that the to-host has to accept it.
@@ -108,7 +112,14 @@ public struct Configuration: Hashable, Sendable {
         case "first-queue": firstQueue = UInt16(try number(0...65_535))
         case "queues": queues = UInt16(try number(1...64))
         case "queue-length": queueLength = UInt32(try number(64...1_048_576))
-        case "mark": mark = UInt32(try number(1...0xffff_ffff))
+        case "treatment":
+            guard let text = value.string, let choice = Treatment(rawValue: text) else {
+                throw wrong("\"mark\" or \"rewrite\"")
+            }
+            treatment = choice
+        case "mark":
+            mark = UInt32(try number(1...0xffff_ffff))
+            guard mark & ~MarkLayout.tag == 0 else { throw wrong("a number whose low 20 bits are 0, as in 0x6e600000") }
         case "check-host":
             guard let flag = value.bool else { throw wrong("true or false") }
             checkHost = flag

@@ -4,6 +4,7 @@ internal import Conntrack
 internal import Logging
 internal import Migration
 internal import NFQueueBridge
+internal import Rewriter
 internal import Ruleset
 internal import Spoofer
 internal import Wire
@@ -54,6 +55,9 @@ extension Coordinator {
             send(challenges)
             commitSwitches()
             commitForgets()
+        }
+        gateway.tidyTranslations(nothingIsLeft: sessions.count == 0) {
+            Set(sessions.values.flatMap { $0.flows().values.compactMap(\.translation) })
         }
     }
 

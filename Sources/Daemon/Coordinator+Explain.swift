@@ -127,7 +127,7 @@ extension TableElement {
             endpoint.address == client.address && (client.port == 0 || endpoint.port == client.port)
         }
         switch self {
-        case .divert(let tuple, _), .guarded(let tuple), .reply(let tuple), .connection(let tuple, _),
+        case .divert(let tuple), .guard(let tuple), .guarded(let tuple), .reply(let tuple), .connection(let tuple, _),
             .source(let tuple, _):
             return isClient(tuple.source) && (tuple.destination == home || tuple.destination == host)
                 || isClient(tuple.destination) && (tuple.source == home || tuple.source == host)
@@ -135,6 +135,9 @@ extension TableElement {
             return address == client.address && other == home
         case .credit(let address, let other): return address == client.address && other == home
         case .divertService(let other), .service(let other, _): return other == home
+        case .involved(let address): return address == home.address || address == client.address
+        case .answering(let address): return address == host.address
+        case .endpointAddress, .endpointPort, .clientPort: return false
         case .icmpHome(let address): return address == home.address
         case .icmpPeer(let address): return address == client.address
         }

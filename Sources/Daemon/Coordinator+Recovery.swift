@@ -49,7 +49,7 @@ extension Coordinator {
         let established = try gateway.table.establish(
             carrying: sessions.values.reduce(into: [TableElement: UInt32?]()) { elements, session in
                 elements.merge(session.elements()) { first, _ in first }
-            }.map { TableChange.Addition(element: $0.key, lifetime: $0.value) })
+            }.merging(gateway.translationElements.map { ($0, nil) }) { first, _ in first }.map { TableChange.Addition(element: $0.key, lifetime: $0.value) })
         logger.notice(
             "table \(established)", metadata: ["queue": "\(gateway.table.queueStatement.map { "\($0)" } ?? "unknown")"])
         let changed = try reconcile(isNew: established != .adopted, writing: takenBack)
@@ -85,6 +85,7 @@ extension Coordinator {
         wanted.reserveCapacity(2 * sessions.count)
         if !isNew {
             for session in sessions.values { wanted.merge(session.elements()) { first, _ in first } }
+            for element in gateway.translationElements { wanted[element] = .some(nil) }
         }
         let present = isNew ? [] : try gateway.table.elements(expecting: { wanted[$0] != nil })
         if !isNew {
@@ -92,7 +93,7 @@ extension Coordinator {
             for (key, old) in sessions {
                 var session = old
                 for (tuple, standing) in session.transits {
-                    let element = TableElement.divert(tuple, standing.transit == .guarded ? .guard : .queue)
+                    let element = standing.transit == .guarded ? TableElement.guard(tuple) : .divert(tuple)
                     // The kernel's clock has gone on: what it no longer holds is over. A new kernel has no old connections.
                     if !present.contains(element) { session.transits[tuple] = nil }
                 }

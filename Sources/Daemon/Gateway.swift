@@ -20,10 +20,21 @@ final class Gateway {
     private(set) var options = QueueOptions()
     private(set) var queues: [QueueThread<PacketHandler>] = []
     private(set) var rings: [ObservationRing<Observation>] = []
+    /// Who writes the endpoints into packets of the queue datapath.
+    private let treatment: Treatment
+    /// With treatment `mark`: what the kernel writes.
+    private var translations = TranslationNumbers()
+    private var translationsBeforeTidying = fewTranslations
+    private static let fewTranslations = 1024
     /// Elements that several sessions share, with the number of sessions that want them.
     private var shared: [TableElement: Int] = [:]
 
+    /// As much as an ICMP error can have (RFC 4443 section 2.4; RFC 1812 section 4.3.2.3 asks for less): user space rewrites
+    /// what it quotes. Of a segment the first 128 octets would do, and as many cost what these cost.
+    private static let markedCopyRange: UInt16 = 1280
+
     init(_ configuration: Configuration) throws {
+        treatment = configuration.treatment
         table = try NetfilterTable(Self.rulesetOptions(configuration))
         conntrack = try ConntrackTable()
         sockets = try SegmentSocket(mark: configuration.mark)
@@ -34,8 +45,15 @@ final class Gateway {
             mark: configuration.mark, firstQueue: configuration.firstQueue, queueCount: configuration.queues)
     }
 
-    /// Binds the queues and starts their threads, each knowing `flows` before its first packet.
+    /// Binds the queues and starts their threads, each knowing `flows` before its first packet. What is translated by a mark
+    /// is dropped until the table has `translationElements`.
     func startQueues(_ configuration: Configuration, flows: [(key: FlowKey, rule: FlowRule)]) throws {
+        if treatment == .mark {
+            let wanted = Set(flows.compactMap(\.rule.translation))
+            if try table.isEstablished { translations.adopt(try table.translations(), for: wanted) }
+            _ = try translations.number(wanted)
+            options.copyRange = Self.markedCopyRange
+        }
         var generator = SystemRandomNumberGenerator()
         options.maximumLength = configuration.queueLength
         options.sizeBuffers(mtu: Int(nfqmig_largest_mtu()))
@@ -44,8 +62,11 @@ final class Gateway {
             let ring = try ObservationRing<Observation>(capacity: 4096)
             let seed = generator.next()
             let mark = configuration.mark
+            let (treatment, marks) = (treatment, translations.marks)
             let thread = try QueueThread<PacketHandler>(queue: configuration.firstQueue + index, options: options) {
-                PacketHandler(observations: ring, mark: mark, seed: seed, queue: index, flows: flows)
+                PacketHandler(
+                    observations: ring, mark: mark, seed: seed, queue: index, treatment: treatment, marks: marks,
+                    flows: flows)
             }
             rings.append(ring)
             queues.append(thread)
@@ -61,6 +82,7 @@ final class Gateway {
     /// transaction, then what user space may forget. When the kernel refuses, user space is as before.
     func install(_ change: SessionChange, undoneBy undo: SessionChange) throws {
         do {
+            try announce(change.setFlows)
             try post(change.setFlows.map { .set($0.key, $0.rule) })
             let tableChange = claim(change)
             do {
@@ -77,6 +99,36 @@ final class Gateway {
             throw error
         }
         try post(removals(change))
+    }
+
+    /// The elements by which the kernel translates.
+    var translationElements: [TableElement] { translations.marks.keys.flatMap { translations.elements(of: $0) } }
+
+    /// Makes the translations of new rules known, to the kernel first: a packet must not come with a mark that says nothing.
+    private func announce(_ flows: [(key: FlowKey, rule: FlowRule)]) throws {
+        guard treatment == .mark else { return }
+        let new = try translations.number(flows.lazy.compactMap(\.rule.translation))
+        if new.isEmpty { return }
+        do {
+            try table.apply(TableChange(adding: new.flatMap { translations.elements(of: $0) }))
+        } catch {
+            translations.forget(new)
+            throw error
+        }
+        try post(new.compactMap { translation in translations.marks[translation].map { .mark($0, of: translation) } })
+    }
+
+    /// Takes numbers back that no session needs, when nothing is left of any, and otherwise once they are many. No packet
+    /// is on its way with one: the queue threads have acknowledged that its rules are gone.
+    func tidyTranslations(nothingIsLeft: Bool, inUse: () -> Set<Translation>) {
+        guard translations.marks.count > (nothingIsLeft ? 0 : translationsBeforeTidying) else { return }
+        let used = nothingIsLeft ? [] : inUse()
+        let unused = translations.marks.keys.filter { !used.contains($0) }
+        translationsBeforeTidying = max(Self.fewTranslations, 2 * used.count)
+        // What cannot be removed from the table now keeps its number.
+        guard (try? table.apply(TableChange(remove: unused.flatMap { translations.elements(of: $0) }))) != nil
+        else { return }
+        translations.forget(unused)
     }
 
     /// What user space may forget: not the rule that holds a client's SYNs while other sessions need it.
@@ -134,7 +186,7 @@ extension TableElement {
     /// Whether several sessions can want the same element.
     var isShared: Bool {
         switch self {
-        case .icmpHome, .icmpPeer, .credit: true
+        case .involved, .answering, .icmpHome, .icmpPeer, .credit: true
         default: false
         }
     }

@@ -2,12 +2,15 @@
 
 public import NFQueueBridge
 public import Rewriter
+public import Ruleset
 public import Wire
 
 /// A change to a queue thread's flow table.
 public enum FlowChange: Sendable {
     case set(FlowKey, FlowRule)
     case remove(FlowKey)
+    /// The kernel knows this translation by this mark.
+    case mark(UInt32, of: Translation)
 }
 
 /// A SYN that waits for the control plane's decision.
@@ -55,7 +58,7 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
 
     @usableFromInline var table: FlowTable
     @usableFromInline let observations: ObservationRing<Observation>
-    /// The mark that makes chain `learn` remember the reply's four-tuple.
+    /// The gateway's mark, which brings a packet back to the chain that queued it.
     @usableFromInline let mark: UInt32
     @usableFromInline let queue: UInt16
     /// Packets since the last batch ended.
@@ -64,13 +67,15 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
     /// keepalive every two hours has no more than that to keep its learnt reply alive.
     @usableFromInline static let quietBatch = 4
 
-    /// A handler that knows `flows` from the start; `seed` keeps its table's hash from being guessed; `queue` is the
-    /// number of its queue among the daemon's, from 0.
+    /// A handler that knows `flows`, and the kernel's marks for their translations, from the start; `seed` keeps its table's
+    /// hash from being guessed; `queue` is the number of its queue among the daemon's, from 0.
     public init(
         observations: ObservationRing<Observation>, mark: UInt32, seed: UInt64, queue: UInt16 = 0,
+        treatment: Treatment = .rewrite, marks: [Translation: UInt32] = [:],
         flows: [(key: FlowKey, rule: FlowRule)] = []
     ) {
-        table = FlowTable(capacity: flows.count + 1024, seed: seed)
+        table = FlowTable(capacity: flows.count + 1024, seed: seed, treatment: treatment)
+        for (translation, mark) in marks { table.setMark(mark, of: translation) }
         for flow in flows { table.set(flow.key, flow.rule) }
         self.observations = observations
         self.mark = mark
@@ -96,7 +101,11 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
         case .accept: return .accept
         case .drop, .hold: return .drop
         case .acceptRewritten:
-            return judgement.learnsReply ? .acceptRewritten(mark: mark) : .acceptRewritten
+            guard judgement.learnsReply else { return .acceptRewritten }
+            return Verdict(decision: .repeat, rewritten: true, mark: mark | MarkLayout.learns)
+        case .acceptMarked:
+            let learns = judgement.learnsReply ? MarkLayout.learns : 0
+            return Verdict(decision: .repeat, mark: mark | learns | judgement.mark)
         }
     }
 
@@ -104,6 +113,7 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
         switch message {
         case .set(let key, let rule): table.set(key, rule)
         case .remove(let key): table.remove(key)
+        case .mark(let mark, let translation): table.setMark(mark, of: translation)
         }
     }
 

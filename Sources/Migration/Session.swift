@@ -165,11 +165,15 @@ public struct Session: Hashable, Sendable {
         for (tuple, standing) in transits {
             switch standing.transit {
             case .frozen, .awaitingSYN, .trailing:
-                elements[.divert(tuple, .queue)] = .some(standing.lifetime)
+                elements[.divert(tuple)] = .some(standing.lifetime)
             case .guarded:
-                elements[.divert(tuple, .guard)] = .some(standing.lifetime)
+                elements[.guard(tuple)] = .some(standing.lifetime)
                 elements[.guarded(tuple.reversed)] = .some(standing.lifetime)
             }
+        }
+        for (tuple, standing) in transits {
+            elements[.involved(tuple.destination.address)] = .some(nil)
+            if standing.transit == .trailing { elements[.answering(standing.host.address)] = .some(nil) }
         }
         for reply in replies { elements[.reply(reply)] = .some(nil) }
         guard let binding else { return elements }
@@ -184,15 +188,21 @@ public struct Session: Hashable, Sendable {
             elements[.client(key.clientEndpoint.address, home: key.home, host: binding.host)] = .some(nil)
         case (.kernel, .service): elements[.service(home: key.home, host: binding.host)] = .some(nil)
         case (.queue, .service): elements[.divertService(home: key.home)] = .some(nil)
-        case (.queue, .connection): elements[.divert(key.original, .queue)] = .some(nil)
+        case (.queue, .connection): elements[.divert(key.original)] = .some(nil)
         case (.queue, .client):
             elements[.divertClient(client: key.clientEndpoint.address, home: key.home)] = .some(nil)
         }
-        if let watched { elements[.divert(watched, .queue)] = .some(nil) }
+        if let watched {
+            elements[.divert(watched)] = .some(nil)
+            elements[.involved(watched.destination.address)] = .some(nil)
+        }
         if isFollowing, let client = key.client {
             elements[.credit(client: client, home: key.home)] = .some(nil)
+            elements[.involved(key.home.address)] = .some(nil)
         }
         if binding.datapath == .queue {
+            elements[.involved(key.home.address)] = .some(nil)
+            elements[.answering(binding.host.address)] = .some(nil)
             elements[.icmpHome(key.home.address)] = .some(nil)
             // Of scope `service` the kernel learns them, together with the replies.
             for client in key.client.map({ [$0] }) ?? replies.map(\.destination.address) {
@@ -302,7 +312,7 @@ extension TableElement {
     /// Whether this element stands for one of these transits.
     fileprivate func isTransit(of tuples: Set<FourTuple>) -> Bool {
         switch self {
-        case .divert(let tuple, _): tuples.contains(tuple)
+        case .divert(let tuple), .guard(let tuple): tuples.contains(tuple)
         case .guarded(let tuple): tuples.contains(tuple.reversed)
         default: false
         }

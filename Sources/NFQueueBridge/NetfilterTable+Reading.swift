@@ -22,6 +22,15 @@ extension NetfilterTable {
         return all
     }
 
+    /// The elements by which the table translates, as `elements` reads them.
+    public func translations() throws(NetlinkError) -> Set<TableElement> {
+        var all: Set<TableElement> = []
+        for definition in ruleset.sets where definition.key == [.mark] {
+            all.formUnion(try elements(of: definition.name) { _ in false })
+        }
+        return all
+    }
+
     /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so
     /// many elements of an order that is another by then, and misses some (nft_rhash_walk counts `skip`). So such a
     /// dump is repeated until two agree.
@@ -51,14 +60,8 @@ extension NetfilterTable {
             messages += 1
             let part = NftSet()
             guard unsafe part.readElements(message) else { return }
-            part.forEachElement { key, data, chain in
-                let value: ElementForm.Value
-                if let chain {
-                    guard let chain = ChainName(rawValue: chain) else { return }
-                    value = .goTo(chain)
-                } else {
-                    value = data.isEmpty ? .none : .octets(data)
-                }
+            part.forEachElement { key, data in
+                let value: ElementForm.Value = data.isEmpty ? .none : .octets(data)
                 if let element = ElementForm(set: name, key: key, value: value).element { elements.insert(element) }
             }
         }

@@ -138,6 +138,11 @@ public final class NetfilterTable {
         get throws(NetlinkError) { try readTable() != nil }
     }
 
+    /// Whether the table in the kernel is the one that `establish` would adopt.
+    public var isEstablished: Bool {
+        get throws(NetlinkError) { try readTable()?.comment == ruleset.comment }
+    }
+
     // MARK: - Transactions
 
     /// One attempt to create the table. False when it met another program's change and should be repeated.
@@ -182,7 +187,6 @@ public final class NetfilterTable {
         if isNew {
             switch form.value {
             case .none: break
-            case .goTo(let chain): element.setGoTo(chain.rawValue)
             case .octets(let octets): element.setData(octets)
             }
             if let lifetime { element.setTimeout(milliseconds: UInt64(lifetime) * 1000) }

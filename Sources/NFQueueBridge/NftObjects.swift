@@ -180,12 +180,6 @@ struct NftElement: ~Copyable {
 
     func setData(_ octets: [UInt8]) { set(NFTNL_SET_ELEM_DATA, octets) }
 
-    func setGoTo(_ chain: String) {
-        unsafe nftnl_set_elem_set_u32(
-            handle, UInt16(NFTNL_SET_ELEM_VERDICT), UInt32(bitPattern: Int32(NFT_GOTO.rawValue)))
-        _ = unsafe nftnl_set_elem_set_str(handle, UInt16(NFTNL_SET_ELEM_CHAIN), chain)
-    }
-
     func setTimeout(milliseconds: UInt64) {
         unsafe nftnl_set_elem_set_u64(handle, UInt16(NFTNL_SET_ELEM_TIMEOUT), milliseconds)
     }
@@ -241,8 +235,8 @@ struct NftSet: ~Copyable {
         unsafe nftnl_set_elems_nlmsg_parse(message, handle) >= 0
     }
 
-    /// Calls `body` with each element's key, data (empty for a set or a verdict map) and chain (of a verdict).
-    func forEachElement(_ body: (_ key: [UInt8], _ data: [UInt8], _ chain: String?) -> Void) {
+    /// Calls `body` with each element's key and data (empty for a set).
+    func forEachElement(_ body: (_ key: [UInt8], _ data: [UInt8]) -> Void) {
         guard let iterator = unsafe nftnl_set_elems_iter_create(handle) else { return }
         defer { unsafe nftnl_set_elems_iter_destroy(iterator) }
         while let element = unsafe nftnl_set_elems_iter_next(iterator) {
@@ -253,13 +247,7 @@ struct NftSet: ~Copyable {
                 else { return [] }
                 return unsafe Array(UnsafeRawBufferPointer(start: start, count: Int(length)))
             }
-            var chain: String?
-            if unsafe nftnl_set_elem_is_set(element, UInt16(NFTNL_SET_ELEM_CHAIN)),
-                let name = unsafe nftnl_set_elem_get_str(element, UInt16(NFTNL_SET_ELEM_CHAIN))
-            {
-                chain = unsafe String(cString: name)
-            }
-            body(octets(NFTNL_SET_ELEM_KEY), octets(NFTNL_SET_ELEM_DATA), chain)
+            body(octets(NFTNL_SET_ELEM_KEY), octets(NFTNL_SET_ELEM_DATA))
         }
     }
 }

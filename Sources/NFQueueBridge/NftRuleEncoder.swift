@@ -29,13 +29,18 @@ struct NftRuleEncoder {
         case .hasMark(let mark):
             load(meta: NFT_META_MARK, to: rule)
             compare(octets(mark), to: rule)
+        case .hasMarkBits(let bits, let mask):
+            load(meta: NFT_META_MARK, to: rule)
+            keep(octets(mask), to: rule)
+            compare(octets(bits), to: rule)
+        case .isFamily(let family): require(family, to: rule)
         case .isTCP:
             require(protocol: UInt8(IPPROTO_TCP), to: rule)
         case .isSYN:
             require(protocol: UInt8(IPPROTO_TCP), to: rule)
             // Octet 13 of the TCP header (RFC 9293 section 3.1).
             load(base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: 13, length: 1, into: Self.firstRegister, to: rule)
-            mask([.fin, .syn, .rst, .ack], to: rule)
+            keep([(TCPFlags.fin.union(.syn).union(.rst).union(.ack)).rawValue], to: rule)
             compare([TCPFlags.syn.rawValue], to: rule)
         case .isICMPError(let family):
             require(family, to: rule)
@@ -45,9 +50,6 @@ struct NftRuleEncoder {
         case .isIn(let key, let set):
             load(key, to: rule)
             lookUp(set.description, to: rule)
-        case .verdict(let key, let map):
-            load(key, to: rule)
-            lookUp(map.description, into: UInt32(NFT_REG_VERDICT.rawValue), to: rule)
         case .update(let set, let key):
             load(key, to: rule)
             let expression = NftExpression("dynset")
@@ -64,6 +66,7 @@ struct NftRuleEncoder {
             loadOriginal(family, to: rule)
             lookUp(map.description, into: Self.firstRegister, to: rule)
             translate(NFT_NAT_SNAT, family, to: rule)
+        case .setField(let family, let field, let map): write(field, of: family, from: map, to: rule)
         case .setMark(let mark):
             let value = NftExpression("immediate")
             value.set(NFTNL_EXPR_IMM_DREG, Self.firstRegister)
@@ -76,6 +79,7 @@ struct NftRuleEncoder {
         case .notrack: rule.append(NftExpression("notrack"))
         case .goTo(let chain): decide(UInt32(bitPattern: Int32(NFT_GOTO.rawValue)), chain: chain, to: rule)
         case .accept: decide(UInt32(NF_ACCEPT), to: rule)
+        case .drop: decide(UInt32(NF_DROP), to: rule)
         case .queue(let first, let count): queue(first: first, count: count, to: rule)
         case .rejectWithTCPReset:
             let expression = NftExpression("reject")
@@ -89,23 +93,36 @@ struct NftRuleEncoder {
     private mutating func load(_ key: PacketKey, to rule: borrowing NftRule) {
         require(key.family, to: rule)
         if key.needsTCP { require(protocol: UInt8(IPPROTO_TCP), to: rule) }
-        let addressLength: UInt32 = key.family == .ipv4 ? 4 : 16
-        // RFC 791 section 3.1, RFC 8200 section 3.
-        let sourceOffset: UInt32 = key.family == .ipv4 ? 12 : 8
         var register = Self.firstRegister
         for field in key.fields {
-            switch field {
-            case .saddr, .daddr:
-                let offset = field == .saddr ? sourceOffset : sourceOffset + addressLength
-                load(
-                    base: NFT_PAYLOAD_NETWORK_HEADER, offset: offset, length: addressLength, into: register, to: rule)
-                register += addressLength / 4
-            case .sport, .dport:
-                let offset: UInt32 = field == .sport ? 0 : 2
-                load(base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: offset, length: 2, into: register, to: rule)
-                register += 1
-            }
+            let place = HeaderPlace(field, key.family)
+            load(base: place.base, offset: place.offset, length: place.length, into: register, to: rule)
+            register += (place.length + 3) / 4
         }
+    }
+
+    /// Writes what the map has for the packet's translation over the field, and corrects the checksums: the header's own,
+    /// and TCP's for its pseudo header.
+    private mutating func write(
+        _ field: PacketField, of family: AddressFamily, from map: SetName, to rule: borrowing NftRule
+    ) {
+        let place = HeaderPlace(field, family)
+        if place.isAddress { require(family, to: rule) } else { require(protocol: UInt8(IPPROTO_TCP), to: rule) }
+        load(meta: NFT_META_MARK, to: rule)
+        keep(octets(MarkLayout.translation), to: rule)
+        lookUp(map.description, into: Self.firstRegister, to: rule)
+        let expression = NftExpression("payload")
+        expression.set(NFTNL_EXPR_PAYLOAD_SREG, Self.firstRegister)
+        expression.set(NFTNL_EXPR_PAYLOAD_BASE, UInt32(place.base.rawValue))
+        expression.set(NFTNL_EXPR_PAYLOAD_OFFSET, place.offset)
+        expression.set(NFTNL_EXPR_PAYLOAD_LEN, place.length)
+        expression.set(
+            NFTNL_EXPR_PAYLOAD_CSUM_TYPE,
+            UInt32(place.checksumOffset == nil ? NFT_PAYLOAD_CSUM_NONE.rawValue : NFT_PAYLOAD_CSUM_INET.rawValue))
+        expression.set(NFTNL_EXPR_PAYLOAD_CSUM_OFFSET, place.checksumOffset ?? 0)
+        expression.set(
+            NFTNL_EXPR_PAYLOAD_FLAGS, place.isAddress ? UInt32(NFT_PAYLOAD_L4CSUM_PSEUDOHDR.rawValue) : 0)
+        rule.append(expression)
     }
 
     /// The four-tuple of the connection's original direction, as conntrack has it. A connection of the other family ends the
@@ -167,14 +184,14 @@ struct NftRuleEncoder {
         rule.append(expression)
     }
 
-    /// Keeps these bits of the octet in the first register.
-    private func mask(_ bits: TCPFlags, to rule: borrowing NftRule) {
+    /// Keeps these bits of what is in the first register.
+    private func keep(_ mask: [UInt8], to rule: borrowing NftRule) {
         let expression = NftExpression("bitwise")
         expression.set(NFTNL_EXPR_BITWISE_SREG, Self.firstRegister)
         expression.set(NFTNL_EXPR_BITWISE_DREG, Self.firstRegister)
-        expression.set(NFTNL_EXPR_BITWISE_LEN, UInt32(1))
-        expression.set(NFTNL_EXPR_BITWISE_MASK, [bits.rawValue])
-        expression.set(NFTNL_EXPR_BITWISE_XOR, [0 as UInt8])
+        expression.set(NFTNL_EXPR_BITWISE_LEN, UInt32(mask.count))
+        expression.set(NFTNL_EXPR_BITWISE_MASK, mask)
+        expression.set(NFTNL_EXPR_BITWISE_XOR, [UInt8](repeating: 0, count: mask.count))
         rule.append(expression)
     }
 
@@ -233,5 +250,33 @@ struct NftRuleEncoder {
     /// A number in the machine's byte order, as the kernel takes marks and xt data.
     private func octets(_ number: some FixedWidthInteger) -> [UInt8] {
         unsafe withUnsafeBytes(of: number) { unsafe Array($0) }
+    }
+}
+
+/// Where a field is in the packet (RFC 791 section 3.1, RFC 8200 section 3, RFC 9293 section 3.1).
+private struct HeaderPlace {
+    let base: nft_payload_bases
+    /// Octets from the header's beginning.
+    let offset: UInt32
+    let length: UInt32
+    let isAddress: Bool
+    /// Where the header has its own checksum; nil when it has none.
+    let checksumOffset: UInt32?
+
+    init(_ field: PacketField, _ family: AddressFamily) {
+        switch field {
+        case .saddr, .daddr:
+            base = NFT_PAYLOAD_NETWORK_HEADER
+            length = family == .ipv4 ? 4 : 16
+            offset = (family == .ipv4 ? 12 : 8) + (field == .saddr ? 0 : length)
+            isAddress = true
+            checksumOffset = family == .ipv4 ? 10 : nil
+        case .sport, .dport:
+            base = NFT_PAYLOAD_TRANSPORT_HEADER
+            length = 2
+            offset = field == .sport ? 0 : 2
+            isAddress = false
+            checksumOffset = 16
+        }
     }
 }

@@ -44,19 +44,15 @@ struct NftRulesetEncoder {
         var flags = NFT_SET_TIMEOUT.rawValue
         switch definition.value {
         case .none: break
-        case .verdict:
-            flags |= NFT_SET_MAP.rawValue
-            set.set(NFTNL_SET_DATA_TYPE, UInt32(NFT_DATA_VERDICT.rawValue))
-            set.set(NFTNL_SET_DATA_LEN, 0)
         case .data(let types):
             flags |= NFT_SET_MAP.rawValue
             set.set(NFTNL_SET_DATA_TYPE, types.typeNumber)
-            set.set(NFTNL_SET_DATA_LEN, types.paddedLength)
+            set.set(NFTNL_SET_DATA_LEN, types.length)
         }
         if definition.isDynamic { flags |= NFT_SET_EVAL.rawValue }
         set.set(NFTNL_SET_FLAGS, flags)
         set.set(NFTNL_SET_KEY_TYPE, definition.key.typeNumber)
-        set.set(NFTNL_SET_KEY_LEN, definition.key.paddedLength)
+        set.set(NFTNL_SET_KEY_LEN, definition.key.length)
         set.set(NFTNL_SET_ID, takeSetID())
         if let size = definition.size { set.set(NFTNL_SET_DESC_SIZE, size) }
         if let timeout = definition.timeout { set.setTimeout(milliseconds: UInt64(timeout) * 1000) }
@@ -112,5 +108,8 @@ extension [DataType] {
     /// nft's number of a concatenation: six bits for each part, the first part in the highest.
     fileprivate var typeNumber: UInt32 { reduce(0) { $0 << 6 | $1.rawValue } }
 
-    fileprivate var paddedLength: UInt32 { reduce(0) { $0 + UInt32($1.paddedLength) } }
+    /// Octets; the parts of a concatenation are padded, a single type is not.
+    fileprivate var length: UInt32 {
+        count == 1 ? UInt32(self[0].length) : reduce(0) { $0 + UInt32($1.paddedLength) }
+    }
 }

@@ -29,9 +29,9 @@ extension NetlinkSocket {
         return size
     }
 
-    /// Binds packet queue `queue` to this socket: whole packets, packets of several segments uncut (NFQA_CFG_F_GSO), and
+    /// Binds packet queue `queue` to this socket: the first `copyRange` octets of each packet, packets of several segments uncut (NFQA_CFG_F_GSO), and
     /// no NFQA_CFG_F_FAIL_OPEN, since a packet that passes unseen when the queue is full would betray the migration.
-    func bind(queue: UInt16, maximumLength: UInt32) throws(NetlinkError) {
+    func bind(queue: UInt16, maximumLength: UInt32, copyRange: UInt16) throws(NetlinkError) {
         let sequence: UInt32 = 1
         let storage = UnsafeMutableRawBufferPointer.allocate(byteCount: 512, alignment: 16)
         defer { unsafe storage.deallocate() }
@@ -49,7 +49,7 @@ extension NetlinkSocket {
         unsafe mnl_attr_put(
             message, UInt16(NFQA_CFG_CMD.rawValue), MemoryLayout.size(ofValue: command), &command)
         var parameters = nfqnl_msg_config_params()
-        parameters.copy_range = UInt32(0xffff).bigEndian
+        parameters.copy_range = UInt32(copyRange).bigEndian
         parameters.copy_mode = UInt8(NFQNL_COPY_PACKET.rawValue)
         unsafe mnl_attr_put(
             message, UInt16(NFQA_CFG_PARAMS.rawValue), MemoryLayout.size(ofValue: parameters), &parameters)

@@ -46,6 +46,8 @@ final class QueueChannel: @unchecked Sendable {
     private let fileDescriptor: Int32
     private let maximumLength: Int
     private let batch: Int
+    /// Whether a packet that comes cut is longer than a message can be.
+    private let copiesAll: Bool
     private let slots: UnsafeMutableRawPointer
     private let buffers: UnsafeMutablePointer<iovec>
     private let lengths: UnsafeMutablePointer<UInt32>
@@ -63,7 +65,8 @@ final class QueueChannel: @unchecked Sendable {
         shortfall = socket.setBuffers(of: queue, receive: options.receiveBuffer, send: options.sendBuffer)
         // The kernel's complaint about a verdict shall not carry the verdict, packet and all.
         _ = socket.setOption(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-        try socket.bind(queue: queue, maximumLength: options.maximumLength)
+        try socket.bind(queue: queue, maximumLength: options.maximumLength, copyRange: options.copyRange)
+        copiesAll = options.copyRange == QueueOptions.wholePackets
 
         batch = min(max(options.batch, 1), 256)
         nextBatch = batch
@@ -147,9 +150,9 @@ final class QueueChannel: @unchecked Sendable {
         let start = unsafe message.assumingMemoryBound(to: UInt8.self)
         let octets = unsafe Span(_unsafeStart: UnsafePointer(start), count: min(length, Self.slotLength))
         switch QueueMessage(octets) {
-        case .packet(let number, let payload, let metadata):
-            counters.octets += UInt64(payload.count)
-            if !metadata.isWhole { counters.truncated += 1 }
+        case .packet(let number, let payload, let length, let metadata):
+            counters.octets += UInt64(length)
+            if !metadata.isWhole && copiesAll { counters.truncated += 1 }
             unsafe append(number, start + payload.lowerBound, payload.count, metadata)
         case .unreadable(let number):
             counters.malformed += 1
@@ -200,7 +203,7 @@ final class QueueChannel: @unchecked Sendable {
             switch verdict.decision {
             case .accept, .repeat, .hold:
                 counters.accepted += 1
-                if verdict.rewritten { counters.rewritten += 1 }
+                if verdict.rewritten || verdict.mark != nil { counters.rewritten += 1 }
             case .drop:
                 counters.dropped += 1
             }

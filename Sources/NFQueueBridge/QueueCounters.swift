@@ -10,17 +10,17 @@ public struct QueueCounters: Hashable, Sendable {
     public var held: UInt64 = 0
     /// Packets received from the kernel, each of which got one verdict.
     public var packets: UInt64 = 0
-    /// Octets of these packets as received, from the IP header on.
+    /// Octets of these packets, from the IP header on, whether the kernel handed over all of them or not.
     public var octets: UInt64 = 0
     /// Packets accepted, rewritten or not.
     public var accepted: UInt64 = 0
-    /// Packets accepted with changed octets.
+    /// Packets accepted with changed octets, or with a mark by which the kernel changes them.
     public var rewritten: UInt64 = 0
     /// Packets dropped, by the handler or for want of anything better.
     public var dropped: UInt64 = 0
     /// Messages of the kernel's that could not be read. The packet in it is dropped when at least its number was there.
     public var malformed: UInt64 = 0
-    /// Packets of which the kernel gave only the beginning.
+    /// Packets of which the kernel gave only the beginning, though all was asked for.
     public var truncated: UInt64 = 0
     /// Times that the receive buffer ran over (ENOBUFS); each time the kernel has dropped one packet or more.
     public var overruns: UInt64 = 0

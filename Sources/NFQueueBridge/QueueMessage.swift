@@ -7,8 +7,9 @@ internal import Wire
 ///
 /// Headers and attribute headers are in host byte order, attribute values in network byte order.
 package enum QueueMessage: Equatable {
-    /// A packet that wants a verdict: its number, where its octets lie in the message, and what is known of it.
-    case packet(number: UInt32, payload: Range<Int>, PacketMetadata)
+    /// A packet that wants a verdict: its number, where its octets lie in the message, how many it has in all, and what
+    /// is known of it.
+    case packet(number: UInt32, payload: Range<Int>, length: Int, PacketMetadata)
     /// A packet that wants a verdict and cannot be read.
     case unreadable(number: UInt32)
     /// The kernel did not take a verdict: the error number, positive.
@@ -92,7 +93,8 @@ extension QueueMessage {
         let metadata = PacketMetadata(
             hook: hook, checksum: checksumState(information), mark: mark,
             isWhole: wireLength.map { Int($0) == payload.count } ?? true, number: number)
-        return .packet(number: number, payload: payload, metadata)
+        return .packet(
+            number: number, payload: payload, length: wireLength.map { Int($0) } ?? payload.count, metadata)
     }
 
     /// A packet of several segments also counts as not ready; what matters is that the kernel cuts it.

@@ -5,6 +5,8 @@ public struct QueueOptions: Hashable, Sendable {
     /// How many packets may wait for a verdict, those in the socket and those being decided (NFQA_CFG_QUEUE_MAXLEN);
     /// the kernel drops what comes on top. The kernel's own default is 1024.
     public var maximumLength: UInt32 = 4096
+    /// Octets of each packet that the kernel hands over, from the IP header on (NFQA_CFG_PARAMS).
+    public var copyRange = wholePackets
     /// Octets of receive buffer to ask for. The kernel accounts, not allocates them, and counts its own overhead: its
     /// default of 208 KiB holds 256 small packets or 92 of 1400 octets.
     public var receiveBuffer: Int32 = 32 << 20
@@ -16,6 +18,9 @@ public struct QueueOptions: Hashable, Sendable {
     public var maximumHeld = 1024
     /// Whether the thread is pinned to the CPU with the queue's number, modulo the number of CPUs.
     public var isPinned = true
+
+    /// The copy range that gives all of a packet that fits into a message.
+    public static let wholePackets: UInt16 = 0xffff
 
     public init() {}
 

@@ -40,7 +40,7 @@ struct VerdictBuffer: ~Copyable {
         for index in packets.indices {
             let packet = unsafe packets[index]
             writeHeader(of: packet, at: offset)
-            guard packet.verdict.rewritten && packet.verdict.decision == .accept else {
+            guard packet.verdict.rewritten && packet.verdict.decision != .drop else {
                 offset += Self.plainLength
                 continue
             }
@@ -59,7 +59,7 @@ struct VerdictBuffer: ~Copyable {
     }
 
     private func writeHeader(of packet: QueuedPacket, at offset: Int) {
-        let isRewritten = packet.verdict.rewritten && packet.verdict.decision == .accept
+        let isRewritten = packet.verdict.rewritten && packet.verdict.decision != .drop
         let length = isRewritten ? Self.rewrittenLength + (packet.length + 3) & ~3 : Self.plainLength
         let type = UInt16(NFNL_SUBSYS_QUEUE) << 8 | UInt16(NFQNL_MSG_VERDICT.rawValue)
         // Sending the mark that the packet has is the same as sending none, and keeps the layout.

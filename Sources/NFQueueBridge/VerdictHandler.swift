@@ -42,8 +42,8 @@ public struct Verdict: Hashable, Sendable {
     }
 
     public var decision: Decision
-    /// Whether the packet's octets were changed and go back to the kernel in place of the old ones. Counts only with
-    /// `.accept`; a rewritten packet that was not whole is dropped, as the kernel would send on the part.
+    /// Whether the packet's octets were changed and go back to the kernel in place of the old ones. Counts only where the
+    /// packet goes on; a rewritten packet that was not whole is dropped, as the kernel would send on the part.
     public var rewritten: Bool
     /// The firewall mark that the packet goes on with; nil leaves it as it was.
     public var mark: UInt32?
@@ -66,12 +66,6 @@ public struct Verdict: Hashable, Sendable {
 
     /// The packet goes on as it came, with this firewall mark.
     @inlinable public static func accept(mark: UInt32) -> Verdict { Verdict(decision: .accept, mark: mark) }
-
-    /// The packet goes on with the octets that the handler left in the span, and with this firewall mark.
-    @inlinable
-    public static func acceptRewritten(mark: UInt32) -> Verdict {
-        Verdict(decision: .accept, rewritten: true, mark: mark)
-    }
 }
 
 /// Decides about the packets of one queue. One value of it lives on each queue's thread and is called there only; it must

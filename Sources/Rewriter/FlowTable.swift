@@ -19,9 +19,15 @@ public struct FlowTable: ~Copyable {
     /// daemon sees first is learnt.
     @usableFromInline internal var sinceReminder = 60
 
+    /// Who writes what a rule says.
+    @usableFromInline internal let treatment: Treatment
+    @usableFromInline internal var marks = TranslationMarks()
+
     /// A table that takes `capacity` flows before it grows. `seed` must not be known to those who choose addresses and
-    /// ports: it keeps them from choosing flows that all fall on one slot.
-    public init(capacity: Int = 1024, seed: UInt64) {
+    /// ports: it keeps them from choosing flows that all fall on one slot. With treatment `mark`, each translation must have
+    /// its mark before it is in a rule: what has none is dropped.
+    public init(capacity: Int = 1024, seed: UInt64, treatment: Treatment = .rewrite) {
+        self.treatment = treatment
         var size = 16
         while size / 2 < capacity { size *= 2 }
         slots = Array(repeating: Slot(), count: size)
@@ -44,6 +50,11 @@ public struct FlowTable: ~Copyable {
             if key == key.anyClient { anyClientCount += 1 }
         }
         slots[index] = Slot(key: packed, rule: rule)
+    }
+
+    /// Says by which mark, not 0, the kernel knows a translation.
+    public mutating func setMark(_ mark: UInt32, of translation: Translation) {
+        marks.set(translation, mark: mark, seed: seed)
     }
 
     /// Removes a flow. False when it was not there.

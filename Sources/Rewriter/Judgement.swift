@@ -9,6 +9,8 @@ public enum Ruling: UInt8, Hashable, Sendable {
     case accept
     /// It goes on with the octets as they are now.
     case acceptRewritten
+    /// It goes on, and the kernel writes what the judgement's `mark` stands for.
+    case acceptMarked
     case drop
     /// It waits for the control plane's decision.
     case hold
@@ -32,8 +34,10 @@ public enum Note: UInt8, Hashable, Sendable, CaseIterable {
     case malformed
     /// It must be rewritten, and the kernel's copy is not whole: dropped, since returning it would cut the packet.
     case truncated
-    /// It must be rewritten to an address of the other family: dropped.
+    /// It must be translated to an address of the other family: dropped.
     case otherFamily
+    /// The kernel is to translate it and has not been told how: dropped.
+    case unmarked
 }
 
 /// What becomes of a packet, and what the control plane is told.
@@ -46,13 +50,18 @@ public struct Judgement: Hashable, Sendable {
     /// The kernel is to learn the reply's four-tuple from this packet, whose destination was translated. It knows it from
     /// the SYN and forgets it after days without a reminder, so one packet in so many is enough.
     public var learnsReply: Bool
+    /// The mark of the translation that the kernel is to make; 0 for any ruling but `acceptMarked`.
+    public var mark: UInt32
     public var note: Note
 
     @inlinable
-    public init(_ ruling: Ruling, note: Note, observed: ObservedSegment? = nil, learnsReply: Bool = false) {
+    public init(
+        _ ruling: Ruling, note: Note, observed: ObservedSegment? = nil, learnsReply: Bool = false, mark: UInt32 = 0
+    ) {
         self.ruling = ruling
         self.observed = observed
         self.learnsReply = learnsReply
+        self.mark = mark
         self.note = note
     }
 }
@@ -60,7 +69,8 @@ public struct Judgement: Hashable, Sendable {
 extension FlowTable {
     /// Rules on one packet (octets from the IP header on) queued at `stage`, and rewrites it in place where its rule
     /// says so. The packet is as it came unless the ruling is `acceptRewritten`. `isWhole` is false when the kernel's
-    /// copy of the packet is shorter than the packet. Allocates nothing.
+    /// copy of the packet is shorter than the packet, which is enough of a segment where the kernel translates. Allocates
+    /// nothing.
     ///
     /// An ICMP error is ruled by the flow opposite to the packet it quotes: the other direction's rule translates the
     /// destination, so the quoted source is that destination seen from the other side, and likewise for the source.
@@ -97,19 +107,19 @@ extension FlowTable {
         switch slots[slot].rule {
         case .passage(let passage), .reconnected(let passage):
             guard tcp.flags(in: packet.span).contains(.syn) else {
-                var judgement = Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+                var judgement = pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
                 if judgement.learnsReply { judgement.learnsReply = isReminderDue() }
                 return judgement
             }
             let observed = tcp.observed(in: packet.span)
-            var judgement = Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+            var judgement = pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
             if judgement.learnsReply { judgement.observed = observed }
             return judgement
         case .freeze:
             return Judgement(.drop, note: .none, observed: tcp.observed(in: packet.span))
         case .holdSYN(let passage):
             guard tcp.flags(in: packet.span).opensConnection else {
-                return Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+                return pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
             }
             return Judgement(.hold, note: .none, observed: tcp.observed(in: packet.span))
         case .awaitDecision:
@@ -121,7 +131,7 @@ extension FlowTable {
             guard observed.flags.contains(.syn), !observed.flags.contains(.rst) else {
                 return Judgement(.drop, note: .none, observed: observed)
             }
-            var judgement = Self.pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
+            var judgement = pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
             // A SYN that cannot pass opens nothing: the client sends it again.
             guard judgement.ruling != .drop else { return judgement }
             slots[slot].rule = .reconnected(passage)
@@ -143,13 +153,19 @@ extension FlowTable {
     }
 
     @inlinable @inline(__always)
-    internal static func pass(
+    internal func pass(
         _ tcp: TCPPacket, _ packet: inout MutableSpan<UInt8>, by passage: Passage, checksum: ChecksumState,
         isWhole: Bool
     ) -> Judgement {
         switch passage {
         case .pass:
             return Judgement(.accept, note: .none)
+        case .translateDestination(let endpoint, let clientPort) where treatment == .mark:
+            var judgement = marked(tcp, packet.span, Translation(endpoint: endpoint, clientPort: clientPort))
+            judgement.learnsReply = judgement.ruling == .acceptMarked
+            return judgement
+        case .translateSource(let endpoint, let clientPort) where treatment == .mark:
+            return marked(tcp, packet.span, Translation(endpoint: endpoint, clientPort: clientPort))
         case .translateDestination(let endpoint, let clientPort):
             guard isWhole else { return Judgement(.drop, note: .truncated) }
             guard tcp.rewriteDestination(to: endpoint, otherPort: clientPort, in: &packet, checksum: checksum)
@@ -161,6 +177,14 @@ extension FlowTable {
             else { return Judgement(.drop, note: .otherFamily) }
             return Judgement(.acceptRewritten, note: .none)
         }
+    }
+
+    @inlinable @inline(__always)
+    internal func marked(_ tcp: TCPPacket, _ packet: Span<UInt8>, _ translation: Translation) -> Judgement {
+        guard tcp.fourTuple(in: packet).source.address.family == translation.endpoint.address.family
+        else { return Judgement(.drop, note: .otherFamily) }
+        let mark = marks.mark(translation, seed: seed)
+        return mark == 0 ? Judgement(.drop, note: .unmarked) : Judgement(.acceptMarked, note: .none, mark: mark)
     }
 
     @inlinable

@@ -6,12 +6,25 @@ public import Wire
 public enum ChainName: String, Hashable, Sendable, CaseIterable {
     case enqueue
     case guarding = "guard"
+    case involved4
+    case involved6
+    case learn4
+    case learn6
+    case translateDestination4 = "translate_destination4"
+    case translateDestination6 = "translate_destination6"
+    case translateDestination = "translate_destination"
+    case translateSource = "translate_source"
     case preroutingRaw = "prerouting_raw"
-    case learn
     case preroutingNAT = "prerouting_nat"
     case output
     case postrouting
     case postroutingNAT = "postrouting_nat"
+
+    static func involved(_ family: AddressFamily) -> ChainName { family == .ipv4 ? .involved4 : .involved6 }
+    static func learn(_ family: AddressFamily) -> ChainName { family == .ipv4 ? .learn4 : .learn6 }
+    static func translateDestination(_ family: AddressFamily) -> ChainName {
+        family == .ipv4 ? .translateDestination4 : .translateDestination6
+    }
 }
 
 /// Where a base chain hangs in the packet's path.
@@ -83,6 +96,10 @@ public struct PacketKey: Hashable, Sendable {
 public enum Statement: Hashable, Sendable {
     /// The packet has this fwmark.
     case hasMark(UInt32)
+    /// Of the packet's fwmark, the bits of the mask are these.
+    case hasMarkBits(UInt32, mask: UInt32)
+    /// The packet is of this family.
+    case isFamily(AddressFamily)
     /// The packet is TCP.
     case isTCP
     /// The packet is a TCP segment that opens a connection: SYN without ACK, RST or FIN.
@@ -91,8 +108,6 @@ public enum Statement: Hashable, Sendable {
     case isICMPError(AddressFamily)
     /// The key is in a set.
     case isIn(PacketKey, set: SetName)
-    /// The verdict that a map has for the key.
-    case verdict(PacketKey, map: SetName)
     /// Puts the key into a set, or starts its time-out anew.
     case update(set: SetName, PacketKey)
     /// Destination NAT to the address and port that a map has for the key.
@@ -100,6 +115,9 @@ public enum Statement: Hashable, Sendable {
     /// Source NAT to the address and port that a map has for the four-tuple with which the connection's first packet came,
     /// before any translation.
     case translateSource(AddressFamily, map: SetName)
+    /// Writes what a map has for the translation that the packet's fwmark names (`MarkLayout.translation`) into a field, and
+    /// keeps the checksums true.
+    case setField(AddressFamily, PacketField, map: SetName)
     /// Gives the packet this fwmark.
     case setMark(UInt32)
     /// Keeps conntrack from looking at the packet.
@@ -108,6 +126,8 @@ public enum Statement: Hashable, Sendable {
     case goTo(ChainName)
     /// Ends this hook's chain; the packet goes on.
     case accept
+    /// The packet is gone.
+    case drop
     /// Hands the packet to one of `count` queues from `first`, chosen by address hash, so that a connection's packets
     /// stay in order. Without a listener the packet is dropped.
     case queue(first: UInt16, count: UInt16)

@@ -7,15 +7,13 @@ public struct ElementForm: Hashable, Sendable {
     /// What the key maps to.
     public enum Value: Hashable, Sendable {
         case none
-        /// The verdict `goto` this chain.
-        case goTo(ChainName)
         /// Octets of a concatenation.
         case octets([UInt8])
     }
 
     public let set: SetName
     /// Addresses and ports in network order, each port followed by two zero octets: a part of a concatenation fills
-    /// whole 32-bit registers.
+    /// whole 32-bit registers. A mark in the machine's order.
     public let key: [UInt8]
     public let value: Value
 
@@ -34,18 +32,12 @@ public struct ElementForm: Hashable, Sendable {
         let parts: Parts
         var value = Value.none
         switch element {
-        case .divert(let tuple, let diversion):
-            (purpose, parts) = (.divert, Parts(tuple))
-            value = .goTo(diversion == .queue ? .enqueue : .guarding)
-        case .credit(let client, let home):
-            (purpose, parts) = (.credit, Parts(client, home))
-            value = .goTo(.enqueue)
-        case .divertClient(let client, let home):
-            (purpose, parts) = (.divertClient, Parts(client, home))
-            value = .goTo(.enqueue)
-        case .divertService(let home):
-            (purpose, parts) = (.divertService, Parts(home))
-            value = .goTo(.enqueue)
+        case .involved(let address): (purpose, parts) = (.involved, Parts(address))
+        case .divert(let tuple): (purpose, parts) = (.divert, Parts(tuple))
+        case .guard(let tuple): (purpose, parts) = (.guard, Parts(tuple))
+        case .credit(let client, let home): (purpose, parts) = (.credit, Parts(client, home))
+        case .divertClient(let client, let home): (purpose, parts) = (.divertClient, Parts(client, home))
+        case .divertService(let home): (purpose, parts) = (.divertService, Parts(home))
         case .connection(let tuple, let host):
             (purpose, parts) = (.connection, Parts(tuple))
             value = .octets(try Parts(host).octets(of: tuple.source.address.family, in: element))
@@ -60,8 +52,18 @@ public struct ElementForm: Hashable, Sendable {
             value = .octets(try Parts(source).octets(of: tuple.source.address.family, in: element))
         case .guarded(let tuple): (purpose, parts) = (.guarded, Parts(tuple))
         case .reply(let tuple): (purpose, parts) = (.replies, Parts(tuple))
+        case .answering(let address): (purpose, parts) = (.answering, Parts(address))
         case .icmpHome(let address): (purpose, parts) = (.icmpHome, Parts(address))
         case .icmpPeer(let address): (purpose, parts) = (.icmpPeer, Parts(address))
+        case .endpointAddress(let number, let address):
+            (purpose, parts) = (.endpointAddress, Parts(mark: number, address.family))
+            value = .octets(address.octets)
+        case .endpointPort(let number, let port, let family):
+            (purpose, parts) = (.endpointPort, Parts(mark: number, family))
+            value = .octets(Parts.octets(of: port, padded: false))
+        case .clientPort(let number, let port, let family):
+            (purpose, parts) = (.clientPort, Parts(mark: number, family))
+            value = .octets(Parts.octets(of: port, padded: false))
         }
         set = SetName(purpose, parts.family)
         key = try parts.octets(of: parts.family, in: element)
@@ -73,21 +75,16 @@ public struct ElementForm: Hashable, Sendable {
         var key = OctetReader(key[...], family: set.family)
         let element: TableElement?
         switch set.purpose {
-        case .divert:
-            switch value {
-            case .goTo(.enqueue): element = key.fourTuple().map { .divert($0, .queue) }
-            case .goTo(.guarding): element = key.fourTuple().map { .divert($0, .guard) }
-            default: return nil
-            }
+        case .involved: element = key.address().map { .involved($0) }
+        case .divert: element = key.fourTuple().map { .divert($0) }
+        case .guard: element = key.fourTuple().map { .guard($0) }
         case .credit:
-            guard value == .goTo(.enqueue), let client = key.address(), let home = key.endpoint() else { return nil }
+            guard let client = key.address(), let home = key.endpoint() else { return nil }
             element = .credit(client: client, home: home)
         case .divertClient:
-            guard value == .goTo(.enqueue), let client = key.address(), let home = key.endpoint() else { return nil }
+            guard let client = key.address(), let home = key.endpoint() else { return nil }
             element = .divertClient(client: client, home: home)
-        case .divertService:
-            guard value == .goTo(.enqueue), let home = key.endpoint() else { return nil }
-            element = .divertService(home: home)
+        case .divertService: element = key.endpoint().map { .divertService(home: $0) }
         case .connection:
             guard let tuple = key.fourTuple(), let host = endpointOfValue else { return nil }
             element = .connection(tuple, host: host)
@@ -102,8 +99,20 @@ public struct ElementForm: Hashable, Sendable {
             element = .service(home: home, host: host)
         case .guarded: element = key.fourTuple().map { .guarded($0) }
         case .replies: element = key.fourTuple().map { .reply($0) }
+        case .answering: element = key.address().map { .answering($0) }
         case .icmpHome: element = key.address().map { .icmpHome($0) }
         case .icmpPeer: element = key.address().map { .icmpPeer($0) }
+        case .endpointAddress:
+            guard let number = key.mark(), case .octets(let octets) = value,
+                let address = IPAddress(octets: octets[...]), address.family == set.family
+            else { return nil }
+            element = .endpointAddress(number: number, address)
+        case .endpointPort:
+            guard let number = key.mark(), let port = portOfValue else { return nil }
+            element = .endpointPort(number: number, port, set.family)
+        case .clientPort:
+            guard let number = key.mark(), let port = portOfValue else { return nil }
+            element = .clientPort(number: number, port, set.family)
         }
         return key.isAtEnd ? element : nil
     }
@@ -113,6 +122,13 @@ public struct ElementForm: Hashable, Sendable {
         var reader = OctetReader(octets[...], family: set.family)
         guard let host = reader.endpoint(), reader.isAtEnd else { return nil }
         return host
+    }
+}
+
+extension ElementForm {
+    private var portOfValue: UInt16? {
+        guard case .octets(let octets) = value, octets.count == 2 else { return nil }
+        return UInt16(octets[0]) << 8 | UInt16(octets[1])
     }
 }
 
@@ -144,6 +160,16 @@ private struct Parts {
         append(address)
     }
 
+    init(mark: UInt32, _ family: AddressFamily) {
+        self.family = family
+        octets = unsafe withUnsafeBytes(of: mark) { unsafe Array($0) }
+    }
+
+    /// A port in network order, in a concatenation with the octets that fill its register.
+    static func octets(of port: UInt16, padded: Bool = true) -> [UInt8] {
+        [UInt8(port >> 8), UInt8(truncatingIfNeeded: port)] + (padded ? [0, 0] : [])
+    }
+
     private mutating func append(_ address: IPAddress) {
         addresses.append(address)
         octets += address.octets
@@ -151,7 +177,7 @@ private struct Parts {
 
     private mutating func append(_ endpoint: Endpoint) {
         append(endpoint.address)
-        octets += [UInt8(endpoint.port >> 8), UInt8(truncatingIfNeeded: endpoint.port), 0, 0]
+        octets += Self.octets(of: endpoint.port)
     }
 
     func octets(of family: AddressFamily, in element: TableElement) throws(MixedFamilies) -> [UInt8] {
@@ -177,6 +203,14 @@ private struct OctetReader {
         guard rest.count >= length else { return nil }
         defer { rest = rest.dropFirst(length) }
         return IPAddress(octets: rest.prefix(length))
+    }
+
+    mutating func mark() -> UInt32? {
+        guard rest.count >= 4 else { return nil }
+        defer { rest = rest.dropFirst(4) }
+        var mark: UInt32 = 0
+        unsafe withUnsafeMutableBytes(of: &mark) { unsafe $0.copyBytes(from: rest.prefix(4)) }
+        return mark
     }
 
     mutating func endpoint() -> Endpoint? {

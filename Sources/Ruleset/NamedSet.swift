@@ -8,6 +8,7 @@ public enum DataType: UInt32, Hashable, Sendable {
     case ipv4Address = 7
     case ipv6Address = 8
     case service = 13
+    case mark = 19
 
     /// The address type of a family.
     public init(addressOf family: AddressFamily) {
@@ -20,13 +21,23 @@ public enum DataType: UInt32, Hashable, Sendable {
         case .ipv4Address: "ipv4_addr"
         case .ipv6Address: "ipv6_addr"
         case .service: "inet_service"
+        case .mark: "mark"
+        }
+    }
+
+    /// Octets of a value by itself.
+    public var length: Int {
+        switch self {
+        case .service: 2
+        case .ipv4Address, .mark: 4
+        case .ipv6Address: 16
         }
     }
 
     /// Octets in a concatenation: each part is padded at its end to whole 32-bit registers.
     public var paddedLength: Int {
         switch self {
-        case .ipv4Address, .service: 4
+        case .ipv4Address, .service, .mark: 4
         case .ipv6Address: 16
         }
     }
@@ -36,13 +47,18 @@ public enum DataType: UInt32, Hashable, Sendable {
 public struct SetName: Hashable, Sendable, CustomStringConvertible {
     /// What membership means. The raw values are the names without the family.
     public enum Purpose: String, Hashable, Sendable, CaseIterable {
-        /// Map: four-tuple → chain. Transit of an old connection, and connections that user space carries.
+        /// Set: destination addresses of packets that one of the five following sets, or `icmpHome`, may have. What goes
+        /// elsewhere is not looked at any further.
+        case involved
+        /// Set: four-tuples that go to a queue. Transit of an old connection, and connections that user space carries.
         case divert
-        /// Map: client, home → chain. Clients some of whose connections have moved: their SYNs wait for a decision.
+        /// Set: four-tuples of from-hosts that may speak again: chain `guard`.
+        case `guard`
+        /// Set: client, home. Clients some of whose connections have moved: their SYNs wait for a decision.
         case credit
-        /// Map: client, home → chain. Clients all of whose connections user space carries.
+        /// Set: client, home. Clients all of whose connections user space carries.
         case divertClient = "divert_client"
-        /// Map: home → chain. Homes all of whose clients' connections user space carries.
+        /// Set: home. Homes all of whose clients' connections user space carries.
         case divertService = "divert_service"
         /// Map: four-tuple client → home, to host. New connections that the kernel's NAT carries.
         case connection
@@ -56,10 +72,19 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
         case guarded
         /// Set: four-tuples host → client of connections that user space rewrites; learnt from packets.
         case replies
+        /// Set: addresses of hosts whose replies user space rewrites: what comes from elsewhere is not looked up in `replies`.
+        case answering
         /// Set: homes of connections that user space rewrites; ICMP errors for them quote a rewritten packet.
         case icmpHome = "icmp_home"
         /// Set: clients of such connections; learnt from packets too.
         case icmpPeer = "icmp_peer"
+        /// Map: translation → address, which the kernel writes as the destination of a client's segment, or as the source of
+        /// a host's.
+        case endpointAddress = "endpoint_address"
+        /// Map: translation → port, likewise.
+        case endpointPort = "endpoint_port"
+        /// Map: translation → port, which the kernel writes as the client's.
+        case clientPort = "client_port"
     }
 
     public let purpose: Purpose
@@ -88,8 +113,6 @@ public struct NamedSet: Hashable, Sendable {
     public enum Value: Hashable, Sendable {
         /// Nothing: a set.
         case none
-        /// A verdict: a verdict map.
-        case verdict
         /// A concatenation of these.
         case data([DataType])
     }
@@ -111,21 +134,25 @@ public struct NamedSet: Hashable, Sendable {
         let fourTuple = [address, .service, address, .service]
         self.name = name
         switch name.purpose {
-        case .divert, .connection, .source, .guarded, .replies: key = fourTuple
+        case .divert, .guard, .connection, .source, .guarded, .replies: key = fourTuple
         case .credit, .divertClient, .client: key = [address, address, .service]
         case .divertService, .service: key = [address, .service]
-        case .icmpHome, .icmpPeer: key = [address]
+        case .involved, .answering, .icmpHome, .icmpPeer: key = [address]
+        case .endpointAddress, .endpointPort, .clientPort: key = [.mark]
         }
         switch name.purpose {
-        case .divert, .credit, .divertClient, .divertService: value = .verdict
         case .connection, .client, .service, .source: value = .data([address, .service])
-        case .guarded, .replies, .icmpHome, .icmpPeer: value = .none
+        case .endpointAddress: value = .data([address])
+        case .endpointPort, .clientPort: value = .data([.service])
+        case .involved, .divert, .guard, .credit, .divertClient, .divertService, .guarded, .replies, .answering, .icmpHome,
+            .icmpPeer:
+            value = .none
         }
         isDynamic = name.purpose == .replies || name.purpose == .icmpPeer
         // As long as conntrack remembers an idle established connection (nf_conntrack_tcp_timeout_established); the
         // kernel wants a bound for a set that packets fill.
         timeout = isDynamic ? 5 * 86_400 : nil
-        size = isDynamic ? 65_536 : nil
+        size = name.purpose == .replies ? 262_144 : isDynamic ? 65_536 : nil
     }
 
     /// Octets of a key in the kernel.

@@ -10,7 +10,7 @@ internal import Wire
 /// packets that wait in every queue of the network namespace (nf_unregister_net_hook → nf_queue_nf_hook_drop).
 public struct Ruleset: Hashable, Sendable {
     /// Number of this layout of the table. It changes when elements of an older table would mean something else.
-    public static let schemaVersion = 1
+    public static let schemaVersion = 2
 
     /// The table's name in family `inet`.
     public let tableName: String
@@ -41,6 +41,10 @@ public struct Ruleset: Hashable, Sendable {
     private static func chains(_ options: RulesetOptions) -> [Chain] {
         let families = AddressFamily.allCases
         let mark = options.mark
+        let isDecided = Statement.hasMarkBits(mark, mask: MarkLayout.tag)
+        let learns = Statement.hasMarkBits(MarkLayout.learns, mask: MarkLayout.learns)
+        let changesClientPort = Statement.hasMarkBits(
+            MarkLayout.changesClientPort, mask: MarkLayout.changesClientPort)
         func look(_ family: AddressFamily, _ fields: PacketField...) -> PacketKey { PacketKey(family, fields) }
         func asSent(_ family: AddressFamily) -> PacketKey { look(family, .saddr, .sport, .daddr, .dport) }
 
@@ -51,25 +55,65 @@ public struct Ruleset: Hashable, Sendable {
             Chain(
                 .guarding,
                 rules: [[.isTCP, .rejectWithTCPReset]]),
-            // Before conntrack (-200): what is stopped here can neither find nor make an entry.
+        ] + families.map { family in
+            Chain(
+                .involved(family),
+                rules: [
+                    [.isIn(asSent(family), set: SetName(.divert, family)), .goTo(.enqueue)],
+                    [.isIn(asSent(family), set: SetName(.guard, family)), .goTo(.guarding)],
+                    [.isSYN, .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.credit, family)), .goTo(.enqueue)],
+                    [.isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)), .goTo(.enqueue)],
+                    [.isIn(look(family, .daddr, .dport), set: SetName(.divertService, family)), .goTo(.enqueue)],
+                    [.isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpHome, family)), .goTo(.enqueue)],
+                ])
+        } + families.map { family in
+            // The packet has its new destination, the host, so the host's replies are the turned four-tuple.
+            Chain(
+                .learn(family),
+                rules: [
+                    [.update(set: SetName(.replies, family), look(family, .daddr, .dport, .saddr, .sport))],
+                    [.update(set: SetName(.icmpPeer, family), look(family, .saddr))],
+                    [.setMark(0)],
+                ])
+        } + families.map { family in
+            let fields: [Statement] = [
+                .setField(family, .daddr, map: SetName(.endpointAddress, family)),
+                .setField(family, .dport, map: SetName(.endpointPort, family)),
+            ]
+            return Chain(
+                .translateDestination(family),
+                rules: [
+                    [.hasMarkBits(0, mask: MarkLayout.translation), .goTo(.learn(family))],
+                    [changesClientPort, .setField(family, .sport, map: SetName(.clientPort, family))],
+                    [learns] + fields + [.goTo(.learn(family))],
+                    fields + [.setMark(0), .accept],
+                    // A translation that the maps do not have: the packet must not go on to where it was sent.
+                    [.drop],
+                ])
+        } + [
+            Chain(
+                .translateDestination,
+                rules: [
+                    [.isFamily(.ipv4), .goTo(.translateDestination(.ipv4))], [.goTo(.translateDestination(.ipv6))],
+                ]),
+            Chain(
+                .translateSource,
+                rules: [[.hasMark(mark), .accept]]
+                    + families.map { [changesClientPort, .setField($0, .dport, map: SetName(.clientPort, $0))] }
+                    + families.map {
+                        [
+                            .setField($0, .saddr, map: SetName(.endpointAddress, $0)),
+                            .setField($0, .sport, map: SetName(.endpointPort, $0)), .setMark(0), .accept,
+                        ]
+                    } + [[.drop]]),
+            // Before conntrack (-200): what is stopped here can neither find nor make an entry. A packet that user space has
+            // decided about and marked comes back to the beginning of the chain that queued it (NF_REPEAT).
             Chain(
                 .preroutingRaw, hook: BaseHook(.filter, .prerouting, priority: -300),
-                rules: families.map { [.verdict(asSent($0), map: SetName(.divert, $0))] }
-                    + families.map { [.isSYN, .verdict(look($0, .saddr, .daddr, .dport), map: SetName(.credit, $0))] }
-                    + families.map { [.verdict(look($0, .saddr, .daddr, .dport), map: SetName(.divertClient, $0))] }
-                    + families.map { [.verdict(look($0, .daddr, .dport), map: SetName(.divertService, $0))] }
+                rules: [[isDecided, .goTo(.translateDestination)]]
                     + families.map {
-                        [.isICMPError($0), .isIn(look($0, .daddr), set: SetName(.icmpHome, $0)), .goTo(.enqueue)]
+                        [.isIn(look($0, .daddr), set: SetName(.involved, $0)), .goTo(.involved($0))]
                     }),
-            // A packet comes back from the queue into the hook after the one that queued it, so this chain sees what
-            // user space has made of it: the destination is the host, and the host's replies are the turned tuple.
-            Chain(
-                .learn, hook: BaseHook(.filter, .prerouting, priority: -290),
-                rules: families.map {
-                    [.hasMark(mark), .update(set: SetName(.replies, $0), look($0, .daddr, .dport, .saddr, .sport))]
-                } + families.map { [.hasMark(mark), .update(set: SetName(.icmpPeer, $0), look($0, .saddr))] } + [
-                    [.hasMark(mark), .setMark(0)]
-                ]),
             // Before dstnat (-100): the first chain that translates a new connection decides.
             Chain(
                 .preroutingNAT, hook: BaseHook(.nat, .prerouting, priority: -105),
@@ -86,8 +130,13 @@ public struct Ruleset: Hashable, Sendable {
             // After conntrack, which so sees replies as the host sends them, and before source NAT (100).
             Chain(
                 .postrouting, hook: BaseHook(.filter, .postrouting, priority: -150),
-                rules: [[.hasMark(mark), .accept]]
-                    + families.map { [.isIn(asSent($0), set: SetName(.replies, $0)), .goTo(.enqueue)] }
+                rules: [[isDecided, .goTo(.translateSource)]]
+                    + families.map {
+                        [
+                            .isIn(look($0, .saddr), set: SetName(.answering, $0)),
+                            .isIn(asSent($0), set: SetName(.replies, $0)), .goTo(.enqueue),
+                        ]
+                    }
                     + families.map {
                         [.isICMPError($0), .isIn(look($0, .daddr), set: SetName(.icmpPeer, $0)), .goTo(.enqueue)]
                     }),

@@ -4,7 +4,7 @@
 public struct RulesetOptions: Hashable, Sendable {
     /// The table's name in family `inet`: a letter, then letters, digits, `_`, `.`, `/` or `-`.
     public let tableName: String
-    /// The fwmark of our own segments and of packets that user space has rewritten.
+    /// The fwmark of our own segments; packets that come back from a queue carry it with more bits set (`MarkLayout`).
     public let mark: UInt32
     /// The first NFQUEUE number.
     public let firstQueue: UInt16
@@ -13,10 +13,11 @@ public struct RulesetOptions: Hashable, Sendable {
 
     /// Mark and queue numbers come from a configuration that has been checked.
     ///
-    /// - Precondition: `mark` is not 0 (every unmarked packet has mark 0), `queueCount` is at least 1, the last queue
-    ///   number is at most 65535, and `tableName` is a name that nft takes.
+    /// - Precondition: `mark` is not 0 (every unmarked packet has mark 0) and has no bit outside `MarkLayout.tag`,
+    ///   `queueCount` is at least 1, the last queue number is at most 65535, and `tableName` is a name that nft takes.
     public init(mark: UInt32, firstQueue: UInt16, queueCount: UInt16, tableName: String = "nfqmigd") {
         precondition(mark != 0, "mark 0 is the mark of every packet")
+        precondition(mark & ~MarkLayout.tag == 0, "the low bits of the mark are the translation's")
         precondition(queueCount >= 1 && Int(firstQueue) + Int(queueCount) <= 65_536, "queue numbers end at 65535")
         precondition(Self.isName(tableName), "not a table name: \(tableName)")
         self.tableName = tableName

@@ -23,7 +23,6 @@ extension NamedSet {
         var type = concatenated(key)
         switch value {
         case .none: word = "set"
-        case .verdict: (word, type) = ("map", type + " : verdict")
         case .data(let types): (word, type) = ("map", type + " : " + concatenated(types))
         }
         var lines = ["\ttype \(type)"]
@@ -77,13 +76,18 @@ extension Statement {
     fileprivate func text() -> String {
         switch self {
         case .hasMark(let mark): "meta mark \(hexadecimal(mark))"
+        case .hasMarkBits(let bits, let mask):
+            // nft's own spelling of a mask of leading ones.
+            mask == ~0 << mask.trailingZeroBitCount
+                ? "meta mark \(hexadecimal(bits))/\(mask.nonzeroBitCount)"
+                : "meta mark & \(hexadecimal(mask)) == \(hexadecimal(bits))"
+        case .isFamily(let family): "meta nfproto \(family == .ipv4 ? "ipv4" : "ipv6")"
         case .isTCP: "meta l4proto tcp"
         case .isSYN: "tcp flags syn / fin,syn,rst,ack"
         case .isICMPError(let family):
             (family == .ipv4 ? "icmp" : "icmpv6") + " type { "
                 + Self.icmpErrorTypes(family).map(\.keyword).joined(separator: ", ") + " }"
         case .isIn(let key, let set): "\(key.text()) @\(set)"
-        case .verdict(let key, let map): "\(key.text()) vmap @\(map)"
         case .update(let set, let key): "update @\(set) { \(key.text()) }"
         case .translateDestination(let key, let map):
             "dnat \(key.family == .ipv4 ? "ip" : "ip6") to \(key.text()) map @\(map)"
@@ -93,10 +97,13 @@ extension Statement {
                     field.hasSuffix("addr")
                         ? "ct original \(family == .ipv4 ? "ip" : "ip6") \(field)" : "ct original \(field)"
                 }.joined(separator: " . ") + " map @\(map)"
+        case .setField(let family, let field, let map):
+            "\(PacketKey(family, [field]).text()) set meta mark & \(hexadecimal(MarkLayout.translation)) map @\(map)"
         case .setMark(let mark): "meta mark set \(hexadecimal(mark))"
         case .notrack: "notrack"
         case .goTo(let chain): "goto \(chain.rawValue)"
         case .accept: "accept"
+        case .drop: "drop"
         case .queue(let first, let count):
             count == 1 ? "queue num \(first)" : "queue num \(first)-\(Int(first) + Int(count) - 1)"
         case .rejectWithTCPReset: "reject with tcp reset"

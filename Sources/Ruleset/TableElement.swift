@@ -2,18 +2,15 @@
 
 public import Wire
 
-/// What becomes of a packet that a `divert` element matches.
-public enum Diversion: Hashable, Sendable {
-    /// It goes to a queue (chain `enqueue`).
-    case queue
-    /// It is dropped and answered with a RST by the kernel (chain `guard`).
-    case `guard`
-}
-
 /// One element of one of our sets or maps. All addresses of an element are of one family.
 public enum TableElement: Hashable, Sendable {
-    /// Segments with this four-tuple, as they arrive at the gateway, are diverted.
-    case divert(FourTuple, Diversion)
+    /// Packets to this address are looked up in `divert`, `guard`, `credit`, `divertClient`, `divertService` and `icmpHome`; those
+    /// elements work only beside this one.
+    case involved(IPAddress)
+    /// Segments with this four-tuple, as they arrive at the gateway, go to a queue.
+    case divert(FourTuple)
+    /// Segments with this four-tuple, as they arrive at the gateway, are dropped and answered with a RST by the kernel.
+    case `guard`(FourTuple)
     /// SYNs of this client address to this home go to a queue: one of its sessions may have lost its connection.
     case credit(client: IPAddress, home: Endpoint)
     /// All segments of this client address to this home go to a queue.
@@ -31,12 +28,20 @@ public enum TableElement: Hashable, Sendable {
     case source(FourTuple, as: Endpoint)
     /// The kernel's own RSTs with this four-tuple, towards the host that is guarded against, are not tracked.
     case guarded(FourTuple)
-    /// Segments host → client with this four-tuple go to a queue after routing.
+    /// Segments host → client with this four-tuple go to a queue after routing; works only beside `answering` of the host.
     case reply(FourTuple)
+    /// Segments of this host are looked up in `reply`.
+    case answering(IPAddress)
     /// ICMP errors that are addressed to this home go to a queue.
     case icmpHome(IPAddress)
     /// ICMP errors that are addressed to this client go to a queue.
     case icmpPeer(IPAddress)
+    /// The address that the kernel writes for translation `number`.
+    case endpointAddress(number: UInt32, IPAddress)
+    /// The port that the kernel writes for translation `number` of this family.
+    case endpointPort(number: UInt32, UInt16, AddressFamily)
+    /// The client's port that the kernel writes for translation `number` of this family.
+    case clientPort(number: UInt32, UInt16, AddressFamily)
 }
 
 /// An element that cannot be in the table, because its addresses are of both families.
@@ -76,6 +81,11 @@ public struct TableChange: Sendable, Equatable {
         self.add = add
     }
 
+    /// Only additions, all with one lifetime.
+    public init(adding elements: [TableElement], lifetime: UInt32? = nil) {
+        self.init(add: elements.map { Addition(element: $0, lifetime: lifetime) })
+    }
+
     public var isEmpty: Bool { remove.isEmpty && add.isEmpty }
 }
 
@@ -83,19 +93,24 @@ extension TableElement: CustomStringConvertible {
     /// As `nft` would print it: the set, the key, the value.
     public var description: String {
         switch self {
-        case .divert(let tuple, .queue): "divert { \(tuple) : goto enqueue }"
-        case .divert(let tuple, .guard): "divert { \(tuple) : goto guard }"
-        case .credit(let client, let home): "credit { \(client)→\(home) : goto enqueue }"
-        case .divertClient(let client, let home): "divert_client { \(client)→\(home) : goto enqueue }"
-        case .divertService(let home): "divert_service { \(home) : goto enqueue }"
+        case .involved(let address): "involved { \(address) }"
+        case .divert(let tuple): "divert { \(tuple) }"
+        case .guard(let tuple): "guard { \(tuple) }"
+        case .credit(let client, let home): "credit { \(client)→\(home) }"
+        case .divertClient(let client, let home): "divert_client { \(client)→\(home) }"
+        case .divertService(let home): "divert_service { \(home) }"
         case .connection(let tuple, let host): "connection { \(tuple) : \(host) }"
         case .client(let client, let home, let host): "client { \(client)→\(home) : \(host) }"
         case .service(let home, let host): "service { \(home) : \(host) }"
         case .source(let tuple, let source): "source { \(tuple) : \(source) }"
         case .guarded(let tuple): "guarded { \(tuple) }"
         case .reply(let tuple): "replies { \(tuple) }"
+        case .answering(let address): "answering { \(address) }"
         case .icmpHome(let address): "icmp_home { \(address) }"
         case .icmpPeer(let address): "icmp_peer { \(address) }"
+        case .endpointAddress(let number, let address): "endpoint_address { \(number) : \(address) }"
+        case .endpointPort(let number, let port, _): "endpoint_port { \(number) : \(port) }"
+        case .clientPort(let number, let port, _): "client_port { \(number) : \(port) }"
         }
     }
 }

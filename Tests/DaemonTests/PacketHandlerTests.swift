@@ -4,6 +4,7 @@ import AllocationCounter
 import Daemon
 import NFQueueBridge
 import Rewriter
+import Ruleset
 import Testing
 import Wire
 
@@ -11,7 +12,7 @@ import Wire
 @Suite(.serialized) struct PacketHandlerTests {
     private static let prerouting: UInt8 = 0
     private static let postrouting: UInt8 = 4
-    private static let mark: UInt32 = 0x6e6d_6967
+    private static let mark: UInt32 = 0x6e60_0000
 
     private struct Cast {
         let client: Endpoint
@@ -67,8 +68,29 @@ import Wire
                 observations: ring, mark: Self.mark, seed: 1,
                 flows: flows(cast, .passage(.translateDestination(cast.host))))
             var octets = cast.packet(from: cast.client, to: cast.home)
-            #expect(judge(&handler, &octets, hook: Self.prerouting) == .acceptRewritten(mark: Self.mark))
+            #expect(
+                judge(&handler, &octets, hook: Self.prerouting)
+                    == Verdict(decision: .repeat, rewritten: true, mark: Self.mark | MarkLayout.learns))
             #expect(octets == cast.packet(from: cast.client, to: cast.host))
+        }
+    }
+
+    @Test func `with treatment mark a verdict carries the translation's mark and the packet stays as it is`() throws {
+        for cast in Self.casts {
+            let ring = try ObservationRing<Observation>(capacity: 16)
+            let translation = Translation(endpoint: cast.host, clientPort: 0)
+            var handler = PacketHandler(
+                observations: ring, mark: Self.mark, seed: 1, treatment: .mark,
+                flows: flows(cast, .passage(.translateDestination(cast.host))))
+            let sent = cast.packet(from: cast.client, to: cast.home)
+            var octets = sent
+            // What the kernel does not know yet must not pass as it is.
+            #expect(judge(&handler, &octets, hook: Self.prerouting) == .drop)
+            handler.receive(.mark(5, of: translation))
+            let learning = Verdict(decision: .repeat, mark: Self.mark | MarkLayout.learns | 5)
+            #expect(judge(&handler, &octets, hook: Self.prerouting) == learning)
+            #expect(judge(&handler, &octets, hook: Self.prerouting) == Verdict(decision: .repeat, mark: Self.mark | 5))
+            #expect(octets == sent)
         }
     }
 
@@ -82,7 +104,7 @@ import Wire
         var renewals = 0
         func take() {
             var octets = cast.packet(from: cast.client, to: cast.home)
-            if judge(&handler, &octets, hook: Self.prerouting).mark == Self.mark { renewals += 1 }
+            if judge(&handler, &octets, hook: Self.prerouting).mark != nil { renewals += 1 }
         }
         for _ in 0..<50 {
             take()

@@ -259,7 +259,7 @@ import Wire
         let fromHost = Cast.connection.serverSide.reversed
         #expect(driver.machine.session.transits[fromHost]?.transit == .guarded)
         #expect(driver.machine.session.transits[fromHost]?.lifetime == 86_400)
-        #expect(driver.machine.session.elements()[.divert(fromHost, .guard)] == .some(.some(86_400)))
+        #expect(driver.machine.session.elements()[.guard(fromHost)] == .some(.some(86_400)))
         #expect(driver.machine.session.elements()[.guarded(fromHost.reversed)] == .some(.some(86_400)))
     }
 
@@ -338,7 +338,7 @@ import Wire
         ]
         back.tell(.requested)
         let change = try #require(back.changes.first)
-        #expect(change.removedElements.contains(.divert(guardedHome, .guard)))
+        #expect(change.removedElements.contains(.guard(guardedHome)))
         #expect(change.removedElements.contains(.connection(Cast.connection.clientSide, host: Cast.b)))
         #expect(back.machine.session.binding == nil)
     }
@@ -363,11 +363,11 @@ import Wire
         var driver = MigrationDriver(Cast.request(to: Cast.b, datapath: .queue))
         driver.tell(.requested)
         let original = Cast.connection.clientSide
-        #expect(driver.machine.session.elements()[.divert(original, .queue)] == .some(.none))
+        #expect(driver.machine.session.elements()[.divert(original)] == .some(.none))
         let flow = FlowKey(stage: .prerouting, tuple: original)
         #expect(driver.machine.session.flows()[flow] == .awaitSYN(.translateDestination(Cast.b)))
         driver.tell(.reconnecting(original))
-        #expect(driver.machine.session.elements()[.divert(original, .queue)] == .some(.none))
+        #expect(driver.machine.session.elements()[.divert(original)] == .some(.none))
         #expect(driver.machine.session.flows()[flow] == .passage(.translateDestination(Cast.b)))
         let reply = FlowKey(stage: .postrouting, tuple: FourTuple(source: Cast.b, destination: Cast.client))
         #expect(driver.machine.session.flows()[reply] == .passage(.translateSource(Cast.home)))

@@ -93,7 +93,7 @@ import Wire
         #expect(session.flows()[flow] == .awaitSYN(.pass))
         let next = session.following(to: 50_001, tail: 120)
         #expect(next.flows()[flow] == .awaitDecision)
-        #expect(next.elements()[.divert(Self.tuple(40_001), .queue)] == .some(120))
+        #expect(next.elements()[.divert(Self.tuple(40_001))] == .some(120))
         for gone in [[], [2]] as [Set<UInt64>] {
             var credits = ReconnectCredits([next, Self.session(2, 40_002)], tail: 120)
             #expect(decide(&credits, [40_001], gone: gone) == (gone.isEmpty ? ["home"] : ["2"]))
@@ -128,8 +128,8 @@ import Wire
             let own = FourTuple(source: Self.client(50_001), destination: Self.host)
             #expect(
                 added == [
-                    .divert(Self.tuple(50_001), .queue): nil, .divert(Self.tuple(40_001), .queue): 60,
-                    .divert(own, .queue): nil,
+                    .divert(Self.tuple(50_001)): nil, .divert(Self.tuple(40_001)): 60,
+                    .divert(own): nil,
                 ])
             let flows = next.flows()
             let old = FlowKey(stage: .prerouting, tuple: Self.tuple(40_001))
@@ -151,10 +151,10 @@ import Wire
         #expect(!change.removedFlows.contains(flow))
         #expect(changes.first { $0.to.id == 1 }?.to.transits.isEmpty == true)
         #expect(changes.first { $0.to.id == 2 }?.to.flows()[flow] == .passage(.translateDestination(Self.host)))
-        let added = change.addedElements.filter { $0.element == .divert(Self.tuple(40_001), .queue) }
+        let added = change.addedElements.filter { $0.element == .divert(Self.tuple(40_001)) }
         #expect(added.isEmpty || added.count == 1 && added[0].lifetime == nil)
         #expect(
-            !change.removedElements.contains(.divert(Self.tuple(40_001), .queue)) || added.count == 1)
+            !change.removedElements.contains(.divert(Self.tuple(40_001))) || added.count == 1)
     }
 
     @Test func `a learnt reply goes with the end of its connection`() {

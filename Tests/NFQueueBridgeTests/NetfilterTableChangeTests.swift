@@ -34,9 +34,8 @@ struct NetfilterTableChangeTests {
         try withTable { table in
             let tuple = try Lab.tuple("198.18.1.2:1", "198.18.2.6:2")
             let (b, c) = (try Lab.endpoint("198.18.2.7:2"), try Lab.endpoint("198.18.2.8:2"))
-            try table.apply(TableChange(adding: [.divert(tuple, .guard), .connection(tuple, host: b)]))
-            try table.apply(
-                TableChange(remove: [.divert(tuple, .queue), .connection(tuple, host: c), .guarded(tuple)]))
+            try table.apply(TableChange(adding: [.connection(tuple, host: b)]))
+            try table.apply(TableChange(remove: [.connection(tuple, host: c), .guarded(tuple)]))
             #expect(try table.elements() == [])
         }
     }
@@ -45,8 +44,8 @@ struct NetfilterTableChangeTests {
         try withTable { table in
             let tuple = try Lab.tuple("[2001:db8::1]:1", "[2001:db8::2]:2")
             let (b, c) = (try Lab.endpoint("[2001:db8::3]:2"), try Lab.endpoint("[2001:db8::4]:2"))
-            let before: [TableElement] = [.divert(tuple, .queue), .connection(tuple, host: b)]
-            let after: [TableElement] = [.divert(tuple, .guard), .connection(tuple, host: c)]
+            let before: [TableElement] = [.divert(tuple), .connection(tuple, host: b)]
+            let after: [TableElement] = [.guard(tuple), .connection(tuple, host: c)]
             try table.apply(TableChange(adding: before))
             try table.apply(TableChange(remove: before, add: after.map { .init(element: $0) }))
             #expect(Set(try table.elements()) == Set(after))
@@ -78,7 +77,7 @@ struct NetfilterTableChangeTests {
             let (four, six) = (try Lab.endpoint("198.18.1.2:1"), try Lab.endpoint("[2001:db8::1]:1"))
             let pair = FourTuple(source: four, destination: four)
             let mixed: [TableElement] = [
-                .divert(FourTuple(source: four, destination: six), .queue),
+                .divert(FourTuple(source: four, destination: six)),
                 .divertClient(client: six.address, home: four),
                 .connection(pair, host: six),
                 .client(four.address, home: four, host: six),
@@ -110,7 +109,7 @@ struct NetfilterTableChangeTests {
     @Test func `an element with a lifetime goes by itself and one without stays`() throws {
         try withTable { table in
             let tuple = try Lab.tuple("198.18.1.2:1", "198.18.2.6:2")
-            let short = TableElement.divert(tuple, .queue)
+            let short = TableElement.divert(tuple)
             try table.apply(TableChange(adding: [short], lifetime: 1))
             try table.apply(TableChange(adding: [.guarded(tuple)]))
             #expect(Set(try table.elements()) == [short, .guarded(tuple)])
@@ -127,12 +126,12 @@ struct NetfilterTableChangeTests {
 
     @Test func `removing and adding starts a lifetime anew`() throws {
         try withTable { table in
-            let element = TableElement.divert(try Lab.tuple("198.18.1.2:1", "198.18.2.6:2"), .guard)
+            let element = TableElement.guard(try Lab.tuple("198.18.1.2:1", "198.18.2.6:2"))
             try table.apply(TableChange(adding: [element], lifetime: 1))
             try table.apply(TableChange(remove: [element], add: [.init(element: element, lifetime: 1000)]))
             Thread.sleep(forTimeInterval: 1.3)
             #expect(try table.elements() == [element])
-            #expect(try Lab.shell("nft list map inet nfqmigd divert4").contains("timeout 16m40s"))
+            #expect(try Lab.shell("nft list set inet nfqmigd guard4").contains("timeout 16m40s"))
         }
     }
 

@@ -13,7 +13,7 @@ enum NetfilterTableLab {
         var description: String
     }
 
-    static let options = RulesetOptions(mark: 0x6e6d_6967, firstQueue: 0, queueCount: 2)
+    static let options = RulesetOptions(mark: 0x6e60_0000, firstQueue: 0, queueCount: 2)
 
     /// Whether a namespace can be made and nft can list its (empty) ruleset; found out once.
     static let isAvailable = (try? inNamespace { try shell("nft list ruleset") }) != nil
@@ -98,25 +98,22 @@ enum NetfilterTableLab {
         let tuple = try tuple(client, home)
         let (client, home, host) = (tuple.source, tuple.destination, try endpoint(host))
         return [
-            .divert(tuple, .queue), .divert(tuple.reversed, .guard),
+            .involved(home.address), .divert(tuple), .guard(tuple.reversed),
             .divertClient(client: client.address, home: home),
             .divertService(home: home), .service(home: home, host: host),
             .connection(tuple, host: host),
             .source(tuple, as: Endpoint(address: client.address, port: 1023)),
             .client(client.address, home: home, host: host),
             .guarded(tuple), .reply(FourTuple(source: host, destination: client)),
-            .icmpHome(home.address), .icmpPeer(client.address),
+            .answering(host.address), .icmpHome(home.address), .icmpPeer(client.address),
+            .endpointAddress(number: 0x3_ffff, host.address),
+            .endpointPort(number: 0x3_ffff, host.port, host.address.family),
+            .clientPort(number: 0x3_ffff, client.port, client.address.family),
         ]
     }
 
     static func everyKind() throws -> [TableElement] {
         try everyKind(client: "198.18.1.2:49152", home: "198.18.2.6:443", host: "198.18.2.7:8443")
             + everyKind(client: "[2001:db8:1::2]:49152", home: "[2001:db8:2::6]:443", host: "[2001:db8:2::7]:8443")
-    }
-}
-
-extension TableChange {
-    init(adding elements: [TableElement], lifetime: UInt32? = nil) {
-        self.init(add: elements.map { Addition(element: $0, lifetime: lifetime) })
     }
 }

@@ -81,7 +81,10 @@ struct NetfilterTablePacketTests {
                 "table inet firewall { chain output { type filter hook output priority 0; ct state invalid drop; }; }")
             let speaking = try Lab.tuple("\(ends.home):443", "\(ends.client):5000")
             let segment = "host \(ends.home):443>\(ends.client):5000 A 1000 305419896"
-            try table.apply(TableChange(adding: [.divert(speaking, .guard)]))
+            // Without the element that says where to look, nothing is looked up.
+            try table.apply(TableChange(adding: [.guard(speaking)]))
+            #expect(try wire.send(segment).isEmpty == false)
+            try table.apply(TableChange(adding: [.involved(speaking.destination.address)]))
             // Without the element that keeps the RST untracked, the firewall has it.
             #expect(try wire.send(segment) == [])
             try table.apply(TableChange(adding: [.guarded(speaking.reversed)]))
@@ -100,7 +103,7 @@ struct NetfilterTablePacketTests {
             let tuple = try Lab.tuple("\(ends.client):5000", "\(ends.home):80")
             try table.apply(
                 TableChange(adding: [
-                    .divert(tuple, .queue),
+                    .involved(home.address), .answering(home.address), .divert(tuple),
                     .divertClient(client: tuple.source.address, home: home),
                     .reply(try Lab.tuple("\(ends.home):22", "\(ends.client):5000")),
                 ]))
@@ -118,7 +121,7 @@ struct NetfilterTablePacketTests {
     func `of a client with a credit only segments that open a connection are diverted`(_ ends: Ends) throws {
         try withWire { table, wire in
             let (client, home) = (try Lab.endpoint("\(ends.client):1"), try Lab.endpoint("\(ends.home):80"))
-            try table.apply(TableChange(adding: [.credit(client: client.address, home: home)]))
+            try table.apply(TableChange(adding: [.involved(home.address), .credit(client: client.address, home: home)]))
             // Our table's only: no other port, no other home, and no SYN with ACK, FIN or RST.
             let flags = ["S", "A", "SA", "SR", "SF", "F", "R"]
             for flag in flags {
@@ -152,7 +155,7 @@ struct NetfilterTablePacketTests {
             let peer = TableElement.icmpPeer(try Lab.endpoint("\(ends.client):1").address)
             func seen() throws -> Set<String> { Set(try wire.send(packets[0], packets[1], packets[2], packets[3])) }
             #expect(try seen() == echoes.union([toHome, toClient]))
-            try table.apply(TableChange(adding: [home]))
+            try table.apply(TableChange(adding: [home, .involved(try Lab.endpoint("\(ends.home):1").address)]))
             #expect(try seen() == echoes.union([toClient]))
             try table.apply(TableChange(remove: [home], add: [.init(element: peer)]))
             #expect(try seen() == echoes.union([toHome]))
@@ -162,17 +165,17 @@ struct NetfilterTablePacketTests {
     @Test(arguments: Ends.both)
     func `a packet with our mark teaches its reply and loses the mark`(_ ends: Ends) throws {
         try withWire { table, wire in
-            // Between the queue's hook and chain `learn` a packet has the mark of its verdict.
+            // As it is when a verdict with this mark brings it back to our chain.
             try Lab.nft(
                 """
                 table inet test {
                     chain verdict {
-                        type filter hook prerouting priority -295
-                        tcp dport 8443 meta mark set 0x6e6d6967
+                        type filter hook prerouting priority -305
+                        tcp dport 8443 meta mark set 0x6e680000
                     }
                     chain forward {
                         type filter hook forward priority 0
-                        meta mark 0x6e6d6967 drop
+                        meta mark != 0 drop
                     }
                 }
                 """)
@@ -180,6 +183,79 @@ struct NetfilterTablePacketTests {
             #expect(seen == ["host \(ends.client):5000>\(ends.host):8443 A 1 1"])
             let reply = try Lab.tuple("\(ends.host):8443", "\(ends.client):5000")
             #expect(try Set(table.elements()) == [.reply(reply), .icmpPeer(reply.destination.address)])
+        }
+    }
+
+    /// A chain in front of ours that gives segments to and from some ports a mark, as a verdict does.
+    private func mark(_ hook: String, _ priority: Int, _ rules: String...) throws {
+        try Lab.nft(
+            """
+            table inet verdict_\(hook) {
+                chain verdict {
+                    type filter hook \(hook) priority \(priority)
+                    \(rules.joined(separator: "\n        "))
+                }
+            }
+            table inet test_\(hook) {
+                chain marked {
+                    type filter hook forward priority 0
+                    meta mark != 0 drop
+                }
+            }
+            """)
+    }
+
+    @Test(arguments: Ends.both)
+    func `the kernel writes what a mark stands for and what it does not know is dropped`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            try mark(
+                "prerouting", -305, "tcp dport 80 meta mark set 0x6e600001", "tcp dport 81 meta mark set 0x6e680001",
+                "tcp dport 82 meta mark set 0x6e640002", "tcp dport 83 meta mark set 0x6e600003",
+                "tcp dport 84 meta mark set 0x6e500001")
+            let host = try Lab.endpoint("\(ends.host):8443")
+            let family = host.address.family
+            try table.apply(
+                TableChange(adding: [
+                    .endpointAddress(number: 1, host.address), .endpointPort(number: 1, 8443, family),
+                    .endpointAddress(number: 2, host.address), .endpointPort(number: 2, 8444, family),
+                    .clientPort(number: 2, 1023, family),
+                ]))
+            func seen(_ port: Int) throws -> [String] {
+                try wire.send("client \(ends.client):5000>\(ends.home):\(port) A 1 1")
+            }
+            #expect(try seen(80) == ["host \(ends.client):5000>\(ends.host):8443 A 1 1"])
+            #expect(try table.elements().contains { if case .reply = $0 { true } else { false } } == false)
+            #expect(try seen(81) == ["host \(ends.client):5000>\(ends.host):8443 A 1 1"])
+            #expect(try table.elements().contains(.reply(try Lab.tuple("\(ends.host):8443", "\(ends.client):5000"))))
+            #expect(try seen(82) == ["host \(ends.client):1023>\(ends.host):8444 A 1 1"])
+            #expect(try seen(83) == [])
+            // Somebody else's mark: our table leaves the packet alone, and the test's rule sees the mark.
+            #expect(try seen(84) == [])
+        }
+    }
+
+    @Test(arguments: Ends.both)
+    func `a reply gets the source that its mark stands for`(_ ends: Ends) throws {
+        try withWire { table, wire in
+            try mark(
+                "postrouting", -155, "tcp sport 8443 meta mark set 0x6e600001",
+                "tcp sport 8444 meta mark set 0x6e640002", "tcp sport 8445 meta mark set 0x6e600003",
+                "tcp sport 8446 meta mark set 0x6e600000")
+            let home = try Lab.endpoint("\(ends.home):80")
+            let family = home.address.family
+            try table.apply(
+                TableChange(adding: [
+                    .endpointAddress(number: 1, home.address), .endpointPort(number: 1, 80, family),
+                    .endpointAddress(number: 2, home.address), .endpointPort(number: 2, 80, family),
+                    .clientPort(number: 2, 5001, family),
+                ]))
+            func seen(_ port: Int) throws -> [String] {
+                try wire.send("host \(ends.host):\(port)>\(ends.client):5000 A 1 1")
+            }
+            #expect(try seen(8443) == ["client \(ends.home):80>\(ends.client):5000 A 1 1"])
+            #expect(try seen(8444) == ["client \(ends.home):80>\(ends.client):5001 A 1 1"])
+            #expect(try seen(8445) == [])
+            #expect(try seen(8446) == ["client \(ends.host):8446>\(ends.client):5000 A 1 1"])
         }
     }
 
@@ -191,7 +267,7 @@ struct NetfilterTablePacketTests {
                 table inet test {
                     chain output {
                         type filter hook postrouting priority 300
-                        tcp dport 5000 meta mark 0x6e6d6967 ct state untracked counter
+                        tcp dport 5000 meta mark 0x6e600000 ct state untracked counter
                         tcp dport 5000 meta mark 0 counter
                     }
                 }
@@ -209,11 +285,12 @@ struct NetfilterTablePacketTests {
             func counters() throws -> [Substring] {
                 try Lab.shell("nft list table inet test").split(separator: "\n").filter { $0.contains("counter") }
             }
-            try Lab.shell("/usr/bin/python3 - 0x6e6d6967 0", input: sender)
+            try Lab.shell("/usr/bin/python3 - 0x6e600000 0", input: sender)
             #expect(try counters().allSatisfy { $0.contains("packets 1 ") })
             // A tuple whose segments go to a queue, which nobody serves.
-            try table.apply(TableChange(adding: [.reply(try Lab.tuple("\(gateway):999", "\(ends.client):5000"))]))
-            try Lab.shell("/usr/bin/python3 - 0x6e6d6967 0", input: sender)
+            let own = try Lab.tuple("\(gateway):999", "\(ends.client):5000")
+            try table.apply(TableChange(adding: [.answering(own.source.address), .reply(own)]))
+            try Lab.shell("/usr/bin/python3 - 0x6e600000 0", input: sender)
             let after = try counters()
             #expect(after.first?.contains("packets 2 ") == true && after.last?.contains("packets 1 ") == true)
         }

@@ -62,7 +62,7 @@ struct NetfilterTableTests {
 
     @Test func `a table with other contents is replaced with what it is to carry`() throws {
         try Lab.inNamespace {
-            let old = try NetfilterTable(RulesetOptions(mark: 7, firstQueue: 0, queueCount: 2))
+            let old = try NetfilterTable(RulesetOptions(mark: 0x70_0000, firstQueue: 0, queueCount: 2))
             _ = try old.establish()
             try old.apply(TableChange(adding: try Lab.everyKind()))
             let new = try NetfilterTable(Lab.options)

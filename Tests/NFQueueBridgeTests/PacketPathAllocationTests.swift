@@ -65,7 +65,7 @@ struct PacketPathAllocationTests {
             let log = HandlerLog()
             let ring = try ObservationRing<Observation>(capacity: 4096)
             let queue = try QueueThread<CountedHandler>(queue: 0, options: QueueOptions()) {
-                CountedHandler(PacketHandler(observations: ring, mark: 0x6e6d, seed: 7, flows: flows), log)
+                CountedHandler(PacketHandler(observations: ring, mark: 0x6e60_0000, seed: 7, flows: flows), log)
             }
             try QueueLab.divertAll()
             // What arrives would be answered with a RST.

@@ -133,7 +133,7 @@ struct QueueHoldTests {
         let (told, waiting) = try QueueLab.inNamespace { () -> ([UInt64], UInt64) in
             let ring = try ObservationRing<Observation>(capacity: 16)
             let queue = try QueueThread<SlowHandler>(queue: 0, options: QueueOptions()) {
-                SlowHandler(base: PacketHandler(observations: ring, mark: 0x6e6d, seed: 7, flows: flows))
+                SlowHandler(base: PacketHandler(observations: ring, mark: 0x6e60_0000, seed: 7, flows: flows))
             }
             try QueueLab.divertAll()
             // What arrives would be answered with a RST.

@@ -25,21 +25,21 @@ struct QueueMessageTests {
 
     @Test func `a packet's message gives number, hook, mark, checksum state and octets`() {
         let metadata = PacketMetadata(hook: 4, checksum: .pending, mark: 9, isWhole: true, number: 258)
-        #expect(read(Self.sized(Self.message)) == .packet(number: 258, payload: 60..<65, metadata))
+        #expect(read(Self.sized(Self.message)) == .packet(number: 258, payload: 60..<65, length: 5, metadata))
     }
 
     @Test func `a packet shorter than on the wire is not whole`() {
         var octets = Self.sized(Self.message)
         octets[55] = 6
         let metadata = PacketMetadata(hook: 4, checksum: .pending, mark: 9, isWhole: false, number: 258)
-        #expect(read(octets) == .packet(number: 258, payload: 60..<65, metadata))
+        #expect(read(octets) == .packet(number: 258, payload: 60..<65, length: 6, metadata))
     }
 
     @Test func `a packet of several segments says so`() {
         var octets = Self.sized(Self.message)
         octets[47] = 3
         let metadata = PacketMetadata(hook: 4, checksum: .segmented, mark: 9, isWhole: true, number: 258)
-        #expect(read(octets) == .packet(number: 258, payload: 60..<65, metadata))
+        #expect(read(octets) == .packet(number: 258, payload: 60..<65, length: 5, metadata))
     }
 
     @Test func `a message cut behind the packet's number still gets a verdict`() {
@@ -77,7 +77,7 @@ struct QueueMessageTests {
                 octets[place] = .random(in: 0...255, using: &generator)
             }
             octets.removeLast(Int.random(in: 0...octets.count, using: &generator))
-            if case .packet(_, let payload, _) = read(octets) {
+            if case .packet(_, let payload, _, _) = read(octets) {
                 #expect(payload.lowerBound >= 0 && payload.upperBound <= octets.count)
             }
         }

@@ -11,17 +11,20 @@ struct ElementFormTests {
         let (client, home, host) = (try endpoint(client), try endpoint(home), try endpoint(host))
         let tuple = FourTuple(source: client, destination: home)
         return [
-            .divert(tuple, .queue), .divert(tuple, .guard), .credit(client: client.address, home: home),
+            .involved(client.address), .answering(host.address), .divert(tuple), .guard(tuple),
+            .credit(client: client.address, home: home),
             .divertClient(client: client.address, home: home),
             .divertService(home: home), .service(home: home, host: host),
             .connection(tuple, host: host), .source(tuple, as: client),
             .client(client.address, home: home, host: host), .guarded(tuple),
             .reply(tuple), .icmpHome(home.address), .icmpPeer(client.address),
+            .endpointAddress(number: 7, host.address), .endpointPort(number: 7, host.port, host.address.family),
+            .clientPort(number: 7, client.port, client.address.family),
         ]
     }
 
     @Test func `a form leads back to its element and has the length of its set's key`() throws {
-        let ruleset = Ruleset(RulesetOptions(mark: 1, firstQueue: 0, queueCount: 1))
+        let ruleset = Ruleset(RulesetOptions(mark: 0x10_0000, firstQueue: 0, queueCount: 1))
         let elements =
             try everyKind("192.0.2.1:1", "198.51.100.2:65535", "203.0.113.3:443")
             + everyKind("[2001:db8::1]:1", "[2001:db8::2]:65535", "[2001:db8::3]:443")
@@ -31,9 +34,9 @@ struct ElementFormTests {
             let definition = try #require(ruleset.sets.first { $0.name == form.set })
             #expect(form.key.count == definition.keyLength)
             switch (definition.value, form.value) {
-            case (.none, .none), (.verdict, .goTo): break
+            case (.none, .none): break
             case (.data(let types), .octets(let octets)):
-                #expect(octets.count == types.reduce(0) { $0 + $1.paddedLength })
+                #expect(octets.count == (types.count == 1 ? types[0].length : types.reduce(0) { $0 + $1.paddedLength }))
             default: Issue.record("\(form) does not fit \(definition)")
             }
         }
@@ -51,8 +54,8 @@ struct ElementFormTests {
         let (four, six) = (try endpoint("192.0.2.1:1"), try endpoint("[2001:db8::1]:1"))
         let pair = FourTuple(source: six, destination: six)
         let mixed: [TableElement] = [
-            .divert(FourTuple(source: four, destination: six), .queue),
-            .divert(FourTuple(source: six, destination: four), .guard),
+            .divert(FourTuple(source: four, destination: six)),
+            .guard(FourTuple(source: six, destination: four)),
             .divertClient(client: four.address, home: six), .credit(client: six.address, home: four),
             .connection(FourTuple(source: four, destination: six), host: four),
             .connection(pair, host: four), .source(pair, as: four),
@@ -68,16 +71,16 @@ struct ElementFormTests {
     @Test func `what is none of ours has no element`() throws {
         let four = SetName(.divert, .ipv4)
         let tuple = FourTuple(source: try endpoint("192.0.2.1:1"), destination: try endpoint("198.51.100.2:2"))
-        let key = try ElementForm(.divert(tuple, .queue)).key
-        #expect(ElementForm(set: four, key: key, value: .goTo(.enqueue)).element != nil)
-        #expect(ElementForm(set: four, key: key, value: .goTo(.learn)).element == nil)
-        #expect(ElementForm(set: four, key: key, value: .none).element == nil)
+        let key = try ElementForm(.divert(tuple)).key
+        #expect(ElementForm(set: four, key: key, value: .none).element != nil)
+        #expect(ElementForm(set: SetName(.connection, .ipv4), key: key, value: .none).element == nil)
+        #expect(ElementForm(set: SetName(.endpointPort, .ipv4), key: [1, 0, 0, 0], value: .octets([1])).element == nil)
         #expect(ElementForm(set: SetName(.connection, .ipv4), key: key, value: .octets([1, 2, 3])).element == nil)
         #expect(ElementForm(set: SetName(.guarded, .ipv6), key: key, value: .none).element == nil)
         for length in 0..<key.count {
-            #expect(ElementForm(set: four, key: Array(key.prefix(length)), value: .goTo(.enqueue)).element == nil)
+            #expect(ElementForm(set: four, key: Array(key.prefix(length)), value: .none).element == nil)
         }
-        #expect(ElementForm(set: four, key: key + [0], value: .goTo(.enqueue)).element == nil)
+        #expect(ElementForm(set: four, key: key + [0], value: .none).element == nil)
     }
 
     @Test func `set names are read as they are written`() {

@@ -5,7 +5,7 @@ import Ruleset
 import Testing
 
 struct RulesetTextTests {
-    private let options = RulesetOptions(mark: 0x6e6d_6967, firstQueue: 0, queueCount: 2)
+    private let options = RulesetOptions(mark: 0x6e60_0000, firstQueue: 0, queueCount: 2)
 
     /// Lines that say something: without comments (but not the table's own), blanks and indentation.
     private func statements(_ text: String) -> [String] {
@@ -22,7 +22,7 @@ struct RulesetTextTests {
 
     @Test func `queues are a range or one number`() {
         func queues(_ first: UInt16, _ count: UInt16) -> Substring? {
-            let text = Ruleset(RulesetOptions(mark: 1, firstQueue: first, queueCount: count)).text()
+            let text = Ruleset(RulesetOptions(mark: 0x10_0000, firstQueue: first, queueCount: count)).text()
             return text.split(separator: "\n").first { $0.contains("queue num") }?.drop { $0 == "\t" }
         }
         #expect(queues(0, 2) == "queue num 0-1")
@@ -34,10 +34,10 @@ struct RulesetTextTests {
     @Test func `every option changes the comment and only equal tables share it`() {
         let variants = [
             options,
-            RulesetOptions(mark: 2, firstQueue: 0, queueCount: 2),
-            RulesetOptions(mark: 0x6e6d_6967, firstQueue: 1, queueCount: 2),
-            RulesetOptions(mark: 0x6e6d_6967, firstQueue: 0, queueCount: 3),
-            RulesetOptions(mark: 0x6e6d_6967, firstQueue: 0, queueCount: 2, tableName: "other"),
+            RulesetOptions(mark: 0x20_0000, firstQueue: 0, queueCount: 2),
+            RulesetOptions(mark: 0x6e60_0000, firstQueue: 1, queueCount: 2),
+            RulesetOptions(mark: 0x6e60_0000, firstQueue: 0, queueCount: 3),
+            RulesetOptions(mark: 0x6e60_0000, firstQueue: 0, queueCount: 2, tableName: "other"),
         ]
         #expect(Set(variants.map { Ruleset($0).comment }).count == variants.count)
         #expect(Ruleset(options).comment == Ruleset(options).comment)
@@ -53,7 +53,7 @@ struct RulesetTextTests {
         var used: Set<SetName> = []
         for statement in ruleset.chains.flatMap(\.rules).joined() {
             switch statement {
-            case .isIn(_, let set), .verdict(_, let set), .update(let set, _), .translateDestination(_, let set),
+            case .isIn(_, let set), .setField(_, _, let set), .update(let set, _), .translateDestination(_, let set),
                 .translateSource(_, let set):
                 used.insert(set)
             case .goTo(let chain): #expect(chains.contains(chain))

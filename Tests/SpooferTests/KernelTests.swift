@@ -9,7 +9,7 @@ import Wire
 /// Handshakes with the TCP of this machine's kernel, over a gateway that stops everything between the two ends.
 @Suite(.enabled(if: Lab.obstacle == nil, Comment(rawValue: Lab.obstacle ?? "")), .serialized)
 struct KernelTests {
-    static let mark: UInt32 = 0x6e6d6967
+    static let mark: UInt32 = 0x6e600000
 
     struct Circumstances: CustomTestStringConvertible, Sendable {
         var family = AddressFamily.ipv4
@@ -288,7 +288,7 @@ struct KernelTests {
         #expect((2900...3200).contains(times[0]))
         #expect(server.state == 1)
         try scene.lab.nft(
-            .gateway, "table inet own { chain o { type filter hook output priority 0; meta mark 0x6e6d6967 drop; } }")
+            .gateway, "table inet own { chain o { type filter hook output priority 0; meta mark 0x6e600000 drop; } }")
         let socket = try scene.lab.inside(.gateway) { try SocketBox() }
         for (family, host) in [(AddressFamily.ipv4, Lab.Host.server), (.ipv6, .server)] {
             let segment = TCPSegment(
