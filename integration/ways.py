@@ -24,6 +24,18 @@ DNAT = """table ip bench_nat {
     chain prerouting { type nat hook prerouting priority dstnat; ip daddr %s tcp dport %d dnat to %s; }
 }""" % (address("a"), PORT, address("b"))
 
+# Behind the queue, at the hooks where the other ways rewrite: by the mark of the verdict, 1 to the host and 2 to the client.
+MARKED = """table ip bench_mark {
+    chain prerouting {
+        type filter hook prerouting priority raw + 10;
+        ip daddr set meta mark map { 1 : %s } tcp dport set meta mark map { 1 : %d }
+    }
+    chain postrouting {
+        type filter hook postrouting priority mangle + 10;
+        ip saddr set meta mark map { 2 : %s } tcp sport set meta mark map { 2 : %d }
+    }
+}""" % (address("b"), PORT, address("a"), PORT)
+
 
 class Way:
     """One way, with its lab and its load server. `pid` is the program that carries the packets, or None."""
@@ -144,6 +156,17 @@ class Batched(Queued):
         return [os.path.join(PEERS, "batched"), "0", "1", HOME, HOST]
 
 
+class Marking(Batched):
+    name, title = "c-mark", "the same program, which only decides: nft rewrites by the verdict's mark"
+
+    def command(self):
+        return super().command() + ["mark"]
+
+    def prepare(self):
+        self.lab.nft("g", MARKED)
+        super().prepare()
+
+
 class Textbook(Queued):
     name, title = "textbook", "a C program, as the library's manual has it"
 
@@ -164,7 +187,7 @@ class Python(Queued):
         return "the package NetfilterQueue is not there" if done.returncode else None
 
 
-WAYS = {way.name: way for way in (Forward, KernelNAT, Kernel, Queue, Batched, Textbook, Python)}
+WAYS = {way.name: way for way in (Forward, KernelNAT, Kernel, Queue, Batched, Marking, Textbook, Python)}
 
 
 class Load:

@@ -172,11 +172,9 @@ extension Coordinator {
         let left = Dictionary(changes.filter { $0.from.key != $0.to.key }.map { ($0.from.key.original, $0) }) { $1 }
         if left.isEmpty { return }
         var late: Set<FourTuple> = []
-        for ring in gateway.rings {
-            ring.drain { observation in
-                if observation.opensConnection { late.insert(observation.segment.tuple) }
-                setAside.append(observation)
-            }
+        for observation in takeObservations() {
+            if observation.opensConnection { late.insert(observation.segment.tuple) }
+            setAside.append(observation)
         }
         if !setAside.isEmpty { loop.schedule(at: EventLoop.now) { self.drainObservations() } }
         if late.isEmpty { return }

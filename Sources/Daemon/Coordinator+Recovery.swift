@@ -13,6 +13,7 @@ extension Coordinator {
     /// Brings journal and kernel together and takes up what an earlier process left unfinished. The table is adopted as
     /// it stands; what it lacks is added, what nobody knows is removed, in one transaction.
     func start() throws {
+        loop.turnBegan = { self.lookAtObservations() }
         loop.turnEnded = { self.commit() }
         let contents = try journal.load()
         try beginEvents()
@@ -212,6 +213,7 @@ extension Coordinator {
         stopWebhooks()
         stopHooks()
         commit()
+        loop.turnBegan = nil
         loop.turnEnded = nil
         closeEvents()
         for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }

@@ -119,35 +119,9 @@ extension Coordinator {
         }
     }
 
-    // MARK: - What the queues have stopped
+    // MARK: - What the queues have observed
 
-    /// Takes the segments that the queue threads have observed, those that were set aside first.
-    ///
-    /// Openings come before everything else: a client that has opened its next connection must not be sent a RST for a
-    /// segment that it sent before. The stateful packet filter of the client's own would end the new connection.
-    func drainObservations() {
-        var seen = setAside
-        setAside = []
-        for ring in gateway.rings { ring.drain { seen.append($0) } }
-        for observation in seen where observation.opensConnection { observe(observation) }
-        for observation in seen where !observation.opensConnection && observation.held == nil { observe(observation) }
-        decide(about: seen.filter { $0.held != nil })
-    }
-
-    /// After a freeze that every queue thread has acknowledged: a SYN of a frozen four-tuple that still waits to be read
-    /// opened the connection which is to end now, and must not be taken for the next one.
-    func discardOpenings(of switched: [Session]) {
-        let frozen = Set(switched.flatMap { $0.transits.filter { $0.value.transit == .frozen }.keys })
-        for ring in gateway.rings {
-            ring.drain { observation in
-                let isOld = observation.hasPassed && frozen.contains(observation.segment.tuple)
-                if !isOld { setAside.append(observation) }
-            }
-        }
-        if !setAside.isEmpty { loop.schedule(at: EventLoop.now) { self.drainObservations() } }
-    }
-
-    private func observe(_ observation: Observation) {
+    func observe(_ observation: Observation) {
         let segment = observation.segment
         if segment.flags.opensConnection, let key = session(of: segment.tuple)?.key {
             commit(before: key)

@@ -56,6 +56,9 @@ actor Coordinator {
     var passives: [FourTuple: PassiveRelay] = [:]
     /// What the queue threads have observed and nobody has looked at yet.
     var setAside: [Observation] = []
+    /// Whether a timer will look for further observations, and whether there were any since it was set.
+    var isLooking = false
+    var hasObserved = false
     var events: ConntrackEvents?
     /// Migrations that wait for their client's new connection.
     var awaitingReconnect = AwaitedReconnects()

@@ -19,6 +19,8 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
     // Used on the loop's thread only.
     private var handlers: [Int32: (interest: Int16, body: () -> Void)] = [:]
     private var timers = TimerQueue()
+    /// Called before anything that is due in a turn of the loop is done.
+    var turnBegan: (() -> Void)?
     /// Called when everything that was due in a turn of the loop has been done: what it led to is carried out together.
     var turnEnded: (() -> Void)?
 
@@ -105,7 +107,9 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
             for (descriptor, handler) in handlers {
                 watched.append(pollfd(fd: descriptor, events: handler.interest, revents: 0))
             }
-            if unsafe poll(&watched, nfds_t(watched.count), millisecondsToNextTimer()) > 0 {
+            let ready = unsafe poll(&watched, nfds_t(watched.count), millisecondsToNextTimer())
+            turnBegan?()
+            if ready > 0 {
                 if watched[0].revents != 0 { drainWakeUp() }
                 for entry in watched.dropFirst() where entry.revents != 0 { handlers[entry.fd]?.body() }
             }

@@ -95,7 +95,9 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
             return observations.push(Observation(segment: observed, hasPassed: false, held: held)) ? .hold : .drop
         }
         if let observed = judgement.observed {
-            observations.push(Observation(segment: observed, hasPassed: judgement.ruling != .drop))
+            // Nobody waits for a SYN that has passed: what it tells is needed when the control plane does something next.
+            let observation = Observation(segment: observed, hasPassed: judgement.ruling != .drop)
+            observations.push(observation, isUrgent: !observation.opensConnection)
         }
         switch judgement.ruling {
         case .accept: return .accept

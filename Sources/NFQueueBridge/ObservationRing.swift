@@ -8,7 +8,11 @@ public import Synchronization
 /// Values can be drained from `signal` on, not from `push`: a queue's thread signals when the verdicts of a batch have
 /// gone, so that nobody acts on a packet while those before it are still on their way to conntrack.
 ///
-/// `push` and `signal` belong to the producer's thread, `drain` to the consumer's. Unchecked: slots between `head` and
+/// Waking a thread costs several times what a value does. A value that is not urgent wakes the consumer only when it
+/// rests; from then on the consumer is expected to look by itself (`isExpected`), every few milliseconds, until it says
+/// that it rests again.
+///
+/// `push` and `signal` belong to the producer's thread, `drain` and `rest` to the consumer's. Unchecked: slots between `head` and
 /// `tail` are the consumer's, the others the producer's, and the two indices' releases and acquires order the accesses.
 @safe
 public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchecked Sendable {
@@ -22,6 +26,10 @@ public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchec
     /// Values drained so far.
     @usableFromInline let head = Atomic<UInt>(0)
     @usableFromInline let lost = Atomic<UInt64>(0)
+    /// The producer's: whether something urgent was pushed since the last signal.
+    @usableFromInline let urgent = Atomic<Bool>(false)
+    /// Set by the producer when it wakes the consumer, taken back by the consumer when it rests.
+    @usableFromInline let expected = Atomic<Bool>(false)
     @usableFromInline let event: QueueEventDescriptor
 
     /// A ring for at least `capacity` values. Throws `NetlinkError` with operation `.makeEventDescriptor`.
@@ -35,16 +43,24 @@ public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchec
 
     deinit { unsafe slots.deallocate() }
 
-    /// Becomes readable when there is something to drain; for poll(2) or epoll(7).
+    /// Becomes readable when there is something to drain that the consumer would not find by itself in time; for poll(2)
+    /// or epoll(7).
     public var eventFileDescriptor: Int32 { event.fileDescriptor }
 
     /// Values lost because the ring was full.
     public var overflows: UInt64 { lost.load(ordering: .relaxed) }
 
-    /// Adds a value, for the consumer to see after `signal`. False when the value is lost.
+    /// Whether there is nothing to drain.
+    public var isEmpty: Bool { head.load(ordering: .relaxed) == tail.load(ordering: .acquiring) }
+
+    /// Whether the consumer has been woken since it rested last: it has to look by itself now and then, or to `rest`.
+    public var isExpected: Bool { expected.load(ordering: .acquiring) }
+
+    /// Adds a value, for the consumer to see after `signal`: at once when it is urgent, else when the consumer looks next.
+    /// False when the value is lost.
     @inlinable
     @discardableResult
-    public func push(_ element: Element) -> Bool {
+    public func push(_ element: Element, isUrgent: Bool = true) -> Bool {
         let end = pushed.load(ordering: .relaxed)
         guard end &- head.load(ordering: .acquiring) <= mask else {
             lost.store(lost.load(ordering: .relaxed) &+ 1, ordering: .relaxed)
@@ -52,23 +68,33 @@ public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchec
         }
         unsafe slots[Int(bitPattern: end & mask)] = element
         pushed.store(end &+ 1, ordering: .relaxed)
+        if isUrgent { urgent.store(true, ordering: .relaxed) }
         return true
     }
 
-    /// Lets the consumer have what was pushed since the last time, and wakes it; once per batch is enough.
+    /// Lets the consumer have what was pushed since the last time, and wakes it if it must; once per batch is enough. A ring
+    /// that is half full is urgent by itself.
     @inlinable
     public func signal() {
         let end = pushed.load(ordering: .relaxed)
         guard end != tail.load(ordering: .relaxed) else { return }
-        tail.store(end, ordering: .releasing)
-        event.signal()
+        // One order for all four accesses to `tail` and `expected`: either the consumer that rests sees the values, or the
+        // producer sees that it rests.
+        tail.store(end, ordering: .sequentiallyConsistent)
+        let isRest = !expected.exchange(true, ordering: .sequentiallyConsistent)
+        let isUrgent = urgent.exchange(false, ordering: .relaxed) || end &- head.load(ordering: .relaxed) > mask / 2
+        if isRest || isUrgent { event.signal() }
     }
+
+    /// Says that the consumer will not look by itself any more. It has to `drain` once more afterwards: what was pushed
+    /// before has woken nobody.
+    public func rest() { expected.store(false, ordering: .sequentiallyConsistent) }
 
     /// Calls `body` for each value that is there, oldest first. What comes meanwhile makes the descriptor readable again.
     public func drain(_ body: (Element) -> Void) {
         event.clear()
         var start = head.load(ordering: .relaxed)
-        let end = tail.load(ordering: .acquiring)
+        let end = tail.load(ordering: .sequentiallyConsistent)
         while start != end {
             let element = unsafe slots[Int(bitPattern: start & mask)]
             start &+= 1

@@ -2,6 +2,7 @@
 
 import AllocationCounter
 import Daemon
+import Foundation
 import NFQueueBridge
 import Rewriter
 import Ruleset
@@ -137,6 +138,34 @@ import Wire
             }
             #expect(seen == [.syn])
         }
+    }
+
+    @Test func `a SYN that has passed does not wake who looks anyway, a segment that was stopped does`() throws {
+        let cast = Self.casts[0]
+        let ring = try ObservationRing<Observation>(capacity: 16)
+        var handler = PacketHandler(
+            observations: ring, mark: Self.mark, seed: 1, flows: flows(cast, .passage(.translateDestination(cast.host)))
+        )
+        func isWoken(after rule: FlowRule, _ flags: TCPFlags) -> Bool {
+            for flow in flows(cast, rule) { handler.receive(.set(flow.key, flow.rule)) }
+            var octets = cast.packet(from: cast.client, to: cast.home, flags)
+            _ = judge(&handler, &octets, hook: Self.prerouting)
+            handler.endOfBatch()
+            var descriptor = pollfd(fd: ring.eventFileDescriptor, events: Int16(POLLIN), revents: 0)
+            let isWoken = poll(&descriptor, 1, 0) == 1
+            var count = 0
+            ring.drain { _ in count += 1 }
+            #expect(count == 1)
+            return isWoken
+        }
+        let passage = Passage.translateDestination(cast.host)
+        #expect(isWoken(after: .passage(passage), .syn), "nobody had looked yet")
+        #expect(!isWoken(after: .passage(passage), .syn))
+        #expect(isWoken(after: .freeze, .syn))
+        #expect(isWoken(after: .freeze, .ack))
+        #expect(isWoken(after: .holdSYN(.pass), .syn))
+        ring.rest()
+        #expect(isWoken(after: .passage(passage), .syn))
     }
 
     @Test func `a SYN that may be owed to a session waits, and is dropped when nobody would hear of it`() throws {

@@ -55,6 +55,81 @@ struct QueueObservationTests {
         #expect(!isReadable(ring.eventFileDescriptor))
     }
 
+    @Test func `what is not urgent wakes a consumer that rests, and no other`() throws {
+        let ring = try ObservationRing<Int>(capacity: 64)
+        var drained: [Int] = []
+        #expect(ring.isEmpty && !ring.isExpected)
+        ring.push(1, isUrgent: false)
+        ring.signal()
+        #expect(isReadable(ring.eventFileDescriptor) && ring.isExpected && !ring.isEmpty)
+        ring.drain { drained.append($0) }
+        #expect(ring.isEmpty && ring.isExpected)
+        ring.push(2, isUrgent: false)
+        ring.signal()
+        #expect(!isReadable(ring.eventFileDescriptor) && !ring.isEmpty)
+        ring.push(3)
+        ring.push(4, isUrgent: false)
+        ring.signal()
+        #expect(isReadable(ring.eventFileDescriptor))
+        ring.drain { drained.append($0) }
+        ring.push(5, isUrgent: false)
+        ring.signal()
+        ring.rest()
+        #expect(!isReadable(ring.eventFileDescriptor) && !ring.isExpected)
+        ring.drain { drained.append($0) }
+        ring.push(6, isUrgent: false)
+        ring.signal()
+        #expect(isReadable(ring.eventFileDescriptor) && ring.isExpected)
+        ring.drain { drained.append($0) }
+        #expect(drained == Array(1...6))
+    }
+
+    @Test func `a ring that is half full wakes its consumer, whatever is in it`() throws {
+        let ring = try ObservationRing<Int>(capacity: 8)
+        ring.push(0, isUrgent: false)
+        ring.signal()
+        ring.drain { _ in }
+        for value in 1...4 {
+            #expect(!isReadable(ring.eventFileDescriptor))
+            ring.push(value, isUrgent: false)
+            ring.signal()
+        }
+        #expect(isReadable(ring.eventFileDescriptor))
+    }
+
+    @Test func `a consumer that rests between looks gets every value within its patience`() throws {
+        let ring = try ObservationRing<Int>(capacity: 64)
+        let count = 200_000
+        Thread.detachNewThread {
+            for value in 0..<count {
+                while !ring.push(value, isUrgent: false) { sched_yield() }
+                ring.signal()
+                if value % 64 == 0 { sched_yield() }
+            }
+        }
+        var next = 0
+        var disorder = 0
+        var timeouts = 0
+        func look() {
+            ring.drain { value in
+                if value != next { disorder += 1 }
+                next += 1
+            }
+        }
+        while next < count {
+            // Rests at once: every wake-up that is missing shows as a timeout.
+            ring.rest()
+            look()
+            if next == count { break }
+            var descriptor = pollfd(fd: ring.eventFileDescriptor, events: Int16(POLLIN), revents: 0)
+            if poll(&descriptor, 1, 2000) == 0 { timeouts += 1 }
+            look()
+        }
+        #expect(next == count)
+        #expect(disorder == 0)
+        #expect(timeouts == 0)
+    }
+
     @Test func `two threads pass a million values without loss or disorder`() throws {
         let ring = try ObservationRing<UInt64>(capacity: 1024)
         let count: UInt64 = 1_000_000

@@ -5,7 +5,10 @@
 // received in, a sum over the whole packet only where somebody looks at it, large buffers, no fail-open, one pinned thread
 // a queue.
 //
-//   batched FIRST-QUEUE QUEUES HOME HOST          endpoints as ADDRESS:PORT
+//   batched FIRST-QUEUE QUEUES HOME HOST [mark]   endpoints as ADDRESS:PORT
+//
+// With `mark` it only decides: it sees the first 128 octets of a packet and accepts it with a mark, 1 for one to the host and
+// 2 for one to the client, by which nftables rewrites it behind the queue. The rest of the packet never leaves the kernel.
 //
 // At SIGTERM it prints what it has done as JSON.
 
@@ -32,7 +35,9 @@ struct verdict {
     struct nfgenmsg family;
     struct nlattr verdict_attribute;
     struct nfqnl_msg_verdict_hdr verdict;
-    struct nlattr payload_attribute;
+    // NFQA_PAYLOAD, whose octets are elsewhere, or NFQA_MARK.
+    struct nlattr extra;
+    uint32_t mark;
 } __attribute__((packed));
 
 struct worker {
@@ -47,6 +52,7 @@ struct worker {
 };
 
 static struct rule rule;
+static bool marks;
 
 static void bind_queue(struct worker *worker)
 {
@@ -57,9 +63,9 @@ static void bind_queue(struct worker *worker)
     struct nfgenmsg *family = mnl_nlmsg_put_extra_header(message, sizeof *family);
     *family = (struct nfgenmsg){ .version = NFNETLINK_V0, .res_id = htons(worker->queue) };
     struct nfqnl_msg_config_cmd command = { .command = NFQNL_CFG_CMD_BIND };
-    struct nfqnl_msg_config_params whole = { .copy_range = htonl(0xffff), .copy_mode = NFQNL_COPY_PACKET };
+    struct nfqnl_msg_config_params copy = { .copy_range = htonl(marks ? 128 : 0xffff), .copy_mode = NFQNL_COPY_PACKET };
     mnl_attr_put(message, NFQA_CFG_CMD, sizeof command, &command);
-    mnl_attr_put(message, NFQA_CFG_PARAMS, sizeof whole, &whole);
+    mnl_attr_put(message, NFQA_CFG_PARAMS, sizeof copy, &copy);
     mnl_attr_put_u32(message, NFQA_CFG_QUEUE_MAXLEN, htonl(4096));
     mnl_attr_put_u32(message, NFQA_CFG_FLAGS, htonl(NFQA_CFG_F_GSO));
     mnl_attr_put_u32(message, NFQA_CFG_MASK, htonl(NFQA_CFG_F_GSO | NFQA_CFG_F_FAIL_OPEN));
@@ -97,21 +103,25 @@ static struct iovec *decide(struct worker *worker, struct nlmsghdr *message, str
     bool segmented = info & NFQA_SKB_GSO;
     enum sum sum = segmented ? (header->hook == NF_INET_PRE_ROUTING ? FULL : UNTOUCHED)
                              : info & NFQA_SKB_CSUMNOTREADY ? FULL : INCREMENTAL;
-    bool rewritten = packet && apply(&rule, packet, length, sum);
-    size_t own = rewritten ? sizeof *verdict : offsetof(struct verdict, payload_attribute);
+    uint32_t mark = marks && packet ? covered(&rule, packet, length) : 0;
+    bool rewritten = !marks && packet && apply(&rule, packet, length, sum);
+    struct nlattr extra = rewritten ? (struct nlattr){ sizeof extra + length, NFQA_PAYLOAD }
+                                    : (struct nlattr){ sizeof extra + sizeof mark, NFQA_MARK };
+    size_t own = mark ? sizeof *verdict : offsetof(struct verdict, extra) + (rewritten ? sizeof extra : 0);
     *verdict = (struct verdict){
         .message = { .nlmsg_len = own + (rewritten ? NLA_ALIGN(length) : 0), .nlmsg_flags = NLM_F_REQUEST,
                      .nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_VERDICT },
         .family = { .version = NFNETLINK_V0, .res_id = htons(worker->queue) },
         .verdict_attribute = { sizeof(struct nlattr) + sizeof verdict->verdict, NFQA_VERDICT_HDR },
         .verdict = { htonl(NF_ACCEPT), header->packet_id },
-        .payload_attribute = { sizeof(struct nlattr) + length, NFQA_PAYLOAD },
+        .extra = extra,
+        .mark = htonl(mark),
     };
     *part++ = (struct iovec){ verdict, own };
     // Padded with whatever stands behind it in the slot.
     if (rewritten) *part++ = (struct iovec){ packet, NLA_ALIGN(length) };
     worker->packets++;
-    worker->rewritten += rewritten;
+    worker->rewritten += rewritten || mark;
     return part;
 }
 
@@ -146,7 +156,8 @@ __attribute__((noreturn)) static void *work(void *context)
 
 int main(int count, char **words)
 {
-    if (count != 5 || !parse_endpoint(words[3], &rule.home) || !parse_endpoint(words[4], &rule.host)) return 2;
+    marks = count == 6 && !strcmp(words[5], "mark");
+    if (count != 5 + marks || !parse_endpoint(words[3], &rule.home) || !parse_endpoint(words[4], &rule.host)) return 2;
     int queues = atoi(words[2]), large = 32 << 20, number;
     sigset_t signals;
     sigemptyset(&signals);

@@ -61,31 +61,35 @@ static inline uint16_t adjusted(uint16_t checksum, uint64_t removed, uint64_t ad
     return ~folded((uint64_t)(uint16_t)~checksum + removed + added);
 }
 
+enum way { ELSEWHERE, TO_HOST, TO_CLIENT };
+
+// Which way a packet goes that the rule covers, by its headers alone.
+static inline enum way covered(const struct rule *rule, const uint8_t *packet, size_t length)
+{
+    const struct iphdr *ip = (const void *)packet;
+    size_t offset = ip->ihl * 4;
+    if (length < 40 || ip->version != 4 || ip->protocol != IPPROTO_TCP || ip->frag_off & htons(0x3fff) || offset < 20
+        || length < offset + 20)
+        return ELSEWHERE;
+    const struct tcphdr *tcp = (const void *)(packet + offset);
+    if (ip->daddr == rule->home.address && tcp->dest == rule->home.port) return TO_HOST;
+    if (ip->saddr == rule->host.address && tcp->source == rule->host.port) return TO_CLIENT;
+    return ELSEWHERE;
+}
+
 enum sum { INCREMENTAL, FULL, UNTOUCHED };
 
 // Whether the rule covers the packet, which then has been rewritten.
 static inline bool apply(const struct rule *rule, uint8_t *packet, size_t length, enum sum sum)
 {
+    enum way way = covered(rule, packet, length);
     struct iphdr *ip = (void *)packet;
+    if (way == ELSEWHERE || ntohs(ip->tot_len) > length) return false;
     size_t offset = ip->ihl * 4;
-    if (length < 40 || ip->version != 4 || ip->protocol != IPPROTO_TCP || ip->frag_off & htons(0x3fff) || offset < 20
-        || length < offset + 20 || ntohs(ip->tot_len) > length)
-        return false;
     struct tcphdr *tcp = (void *)(packet + offset);
-    uint32_t *address;
-    uint16_t *port;
-    const struct endpoint *to;
-    if (ip->daddr == rule->home.address && tcp->dest == rule->home.port) {
-        address = &ip->daddr;
-        port = &tcp->dest;
-        to = &rule->host;
-    } else if (ip->saddr == rule->host.address && tcp->source == rule->host.port) {
-        address = &ip->saddr;
-        port = &tcp->source;
-        to = &rule->home;
-    } else {
-        return false;
-    }
+    uint32_t *address = way == TO_HOST ? &ip->daddr : &ip->saddr;
+    uint16_t *port = way == TO_HOST ? &tcp->dest : &tcp->source;
+    const struct endpoint *to = way == TO_HOST ? &rule->host : &rule->home;
     uint64_t removed = (uint64_t)(uint32_t)~*address;
     ip->check = adjusted(ip->check, removed, to->address);
     if (sum == INCREMENTAL) tcp->check = adjusted(tcp->check, removed + (uint16_t)~*port, (uint64_t)to->address + to->port);

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Migration
+internal import NFQueueBridge
+internal import Wire
+
+/// What the queue threads have observed, on its way to those whom it concerns.
+///
+/// A segment that was stopped and a SYN that is held wake the loop. A SYN that has passed does so only when none did lately:
+/// then the loop looks by itself, so that a thousand new connections a second cost a hundred turns, not a thousand. All are
+/// taken at the beginning of every turn, whatever it is for: nobody decides without what has been observed.
+extension Coordinator {
+    /// How long a SYN that has passed may wait to be heard of, in nanoseconds.
+    private static let patience: UInt64 = 10_000_000
+
+    /// Takes the segments that the queue threads have observed, those that were set aside first.
+    ///
+    /// Openings come before everything else: a client that has opened its next connection must not be sent a RST for a
+    /// segment that it sent before. The stateful packet filter of the client's own would end the new connection.
+    func drainObservations() {
+        var seen = setAside
+        setAside = []
+        seen += takeObservations()
+        for observation in seen where observation.opensConnection { observe(observation) }
+        for observation in seen where !observation.opensConnection && observation.held == nil { observe(observation) }
+        decide(about: seen.filter { $0.held != nil })
+    }
+
+    /// The same if there are any.
+    func lookAtObservations() {
+        if gateway.rings.contains(where: { !$0.isEmpty }) { drainObservations() }
+    }
+
+    /// What every ring holds.
+    func takeObservations() -> [Observation] {
+        var seen: [Observation] = []
+        for ring in gateway.rings { ring.drain { seen.append($0) } }
+        if !seen.isEmpty { hasObserved = true }
+        if !isLooking, gateway.rings.contains(where: \.isExpected) { lookLater() }
+        return seen
+    }
+
+    private func lookLater() {
+        isLooking = true
+        hasObserved = false
+        loop.schedule(at: EventLoop.now + Self.patience) {
+            self.isLooking = false
+            // This turn has begun with a look.
+            if self.hasObserved { return self.lookLater() }
+            for ring in self.gateway.rings { ring.rest() }
+            self.drainObservations()
+        }
+    }
+
+    /// After a freeze that every queue thread has acknowledged: a SYN of a frozen four-tuple that still waits to be read
+    /// opened the connection which is to end now, and must not be taken for the next one.
+    func discardOpenings(of switched: [Session]) {
+        let frozen = Set(switched.flatMap { $0.transits.filter { $0.value.transit == .frozen }.keys })
+        for observation in takeObservations() {
+            let isOld = observation.hasPassed && frozen.contains(observation.segment.tuple)
+            if !isOld { setAside.append(observation) }
+        }
+        if !setAside.isEmpty { loop.schedule(at: EventLoop.now) { self.drainObservations() } }
+    }
+}
