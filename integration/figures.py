@@ -7,7 +7,7 @@ import statistics
 from ways import LOADS, WAYS
 
 MARKS = "<!-- figures: %s -->", "<!-- end of figures: %s -->"
-COLOURS = {"forward": "#9aa5b1", "dnat": "#52606d", "kernel": "#2f855a", "queue": "#2b6cb0", "c": "#b7791f",
+COLOURS = {"forward": "#9aa5b1", "dnat": "#52606d", "kernel": "#2f855a", "rewrite": "#2b6cb0", "mark": "#6b46c1", "c": "#b7791f",
            "c-mark": "#d69e2e", "textbook": "#c05621", "python": "#9b2c2c"}
 
 

@@ -97,8 +97,10 @@ class KernelNAT(Way):
 class Bound(Way):
     """A session bound by nfqmigd: a live one is moved from A to B, and ends there."""
 
+    datapath, settings = "queue", {}
+
     def start(self):
-        return Daemon(self.lab, queues=1).start()
+        return Daemon(self.lab, queues=1, **self.settings).start()
 
     def prepare(self):
         self.daemon = self.start()
@@ -106,7 +108,7 @@ class Bound(Way):
         servers = Servers(self.lab, [PORT], hosts=("a", "b"))
         client = Client(self.lab)
         client.open("bind", "idle", address("a"), PORT)
-        answer = self.daemon.migrate(address("c"), HOME, address("b"), "--datapath", self.name)
+        answer = self.daemon.migrate(address("c"), HOME, address("b"), "--datapath", self.datapath)
         if answer.code:
             raise LabError("cannot bind %s: %s" % (self.name, answer))
         client.close("bind")
@@ -119,10 +121,17 @@ class Bound(Way):
 
 class Kernel(Bound):
     name, title = "kernel", "nfqmigd, datapath kernel"
+    datapath = "kernel"
 
 
-class Queue(Bound):
-    name, title = "queue", "nfqmigd, datapath queue: rewritten in user space"
+class Rewrite(Bound):
+    name, title = "rewrite", "nfqmigd, datapath queue: rewritten in user space"
+    settings = {"treatment": "rewrite"}
+
+
+class Mark(Bound):
+    name, title = "mark", "nfqmigd, datapath queue: rewritten by the kernel, from a mark"
+    settings = {"treatment": "mark"}
 
 
 class Queued(Way):
@@ -187,7 +196,7 @@ class Python(Queued):
         return "the package NetfilterQueue is not there" if done.returncode else None
 
 
-WAYS = {way.name: way for way in (Forward, KernelNAT, Kernel, Queue, Batched, Marking, Textbook, Python)}
+WAYS = {way.name: way for way in (Forward, KernelNAT, Kernel, Rewrite, Mark, Batched, Marking, Textbook, Python)}
 
 
 class Load:
