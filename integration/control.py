@@ -17,7 +17,7 @@ from lab import Lab, LabError, address, endpoint
 from many import CrowdOf
 from product import Daemon, program
 from stage import Stage
-from ways import LOADS, PEERS, PORT, Bound, Kernel, Queue
+from ways import LOADS, PEERS, PORT, Bound, Kernel, Mark
 
 KILLTCP = "/usr/libexec/ctdb/ctdb_killtcp"
 PARTS = ("bindings", "bulk", "blackout")
@@ -121,7 +121,7 @@ def bindings(options):
                "daemon, octets a binding", "kernel, octets a binding"]]
     costs = [["datapath"] + [LOADS[load].title for load in ("pp64", "small")] + ["one migration (daemon)",
                                                                                "one migration, ms of CPU"]]
-    for base in (Kernel, Queue):
+    for base in (Kernel, Mark):
         few, many = filled(base)(1), filled(base)(options.bindings)
         with few, many:
             cold, warm = ("%s (%s)" % (number(wall), number(cpu)) for wall, cpu in (many.cold, many.warm))

@@ -61,11 +61,13 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
     /// The gateway's mark, which brings a packet back to the chain that queued it.
     @usableFromInline let mark: UInt32
     @usableFromInline let queue: UInt16
-    /// Packets since the last batch ended.
-    @usableFromInline var inBatch = 0
-    /// A batch of so few packets says that there is time to let the kernel learn from every packet. A connection that sends a
-    /// keepalive every two hours has no more than that to keep its learnt reply alive.
-    @usableFromInline static let quietBatch = 4
+    /// Until when reminders have been allowed.
+    @usableFromInline var remindedUntil: UInt64 = 0
+    /// The kernel may learn anew from one packet in so many nanoseconds: from every packet while few come. A connection that
+    /// sends a keepalive every two hours has no more than that to keep its learnt reply alive; in a flood, learning costs.
+    @usableFromInline static let reminderInterval: UInt64 = 1_000_000
+    /// How many reminders a pause is worth.
+    @usableFromInline static let mostReminders = 64
 
     /// A handler that knows `flows`, and the kernel's marks for their translations, from the start; `seed` keeps its table's
     /// hash from being guessed; `queue` is the number of its queue among the daemon's, from 0.
@@ -84,7 +86,6 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
 
     @inlinable
     public mutating func verdict(for packet: inout MutableSpan<UInt8>, _ metadata: PacketMetadata) -> Verdict {
-        inBatch &+= 1
         let stage: Stage = metadata.hook == Self.postrouting ? .postrouting : .prerouting
         let judgement = table.judge(
             &packet, stage: stage, checksum: metadata.checksum, isWhole: metadata.isWhole)
@@ -120,9 +121,14 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
     }
 
     @inlinable
-    public mutating func endOfBatch() {
-        if inBatch <= Self.quietBatch { table.remindSoon() }
-        inBatch = 0
+    public mutating func endOfBatch(at time: UInt64) {
+        if time > remindedUntil {
+            let count = Int(clamping: (time - remindedUntil) / Self.reminderInterval)
+            if count > 0 {
+                table.allowReminders(min(count, Self.mostReminders), limit: Self.mostReminders)
+                remindedUntil = time
+            }
+        }
         observations.signal()
     }
 }

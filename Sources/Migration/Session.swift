@@ -162,6 +162,11 @@ public struct Session: Hashable, Sendable {
     /// What this session contributes to our nftables table, with each element's lifetime (nil: for ever).
     public func elements() -> [TableElement: UInt32?] {
         var elements: [TableElement: UInt32?] = [:]
+        /// A packet to the host comes back from a queue with the host's address, if user space has written it.
+        func carry(_ host: Endpoint) {
+            elements[.involved(host.address)] = .some(nil)
+            elements[.answering(host.address)] = .some(nil)
+        }
         for (tuple, standing) in transits {
             switch standing.transit {
             case .frozen, .awaitingSYN, .trailing:
@@ -173,7 +178,7 @@ public struct Session: Hashable, Sendable {
         }
         for (tuple, standing) in transits {
             elements[.involved(tuple.destination.address)] = .some(nil)
-            if standing.transit == .trailing { elements[.answering(standing.host.address)] = .some(nil) }
+            if standing.transit == .trailing { carry(standing.host) }
         }
         for reply in replies { elements[.reply(reply)] = .some(nil) }
         guard let binding else { return elements }
@@ -202,7 +207,7 @@ public struct Session: Hashable, Sendable {
         }
         if binding.datapath == .queue {
             elements[.involved(key.home.address)] = .some(nil)
-            elements[.answering(binding.host.address)] = .some(nil)
+            carry(binding.host)
             elements[.icmpHome(key.home.address)] = .some(nil)
             // Of scope `service` the kernel learns them, together with the replies.
             for client in key.client.map({ [$0] }) ?? replies.map(\.destination.address) {

@@ -33,7 +33,6 @@ struct NftRuleEncoder {
             load(meta: NFT_META_MARK, to: rule)
             keep(octets(mask), to: rule)
             compare(octets(bits), to: rule)
-        case .isFamily(let family): require(family, to: rule)
         case .isTCP:
             require(protocol: UInt8(IPPROTO_TCP), to: rule)
         case .isSYN:

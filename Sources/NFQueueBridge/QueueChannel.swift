@@ -132,6 +132,13 @@ final class QueueChannel: @unchecked Sendable {
     /// Most packets that can have been received by the kernel's side of the socket at one time.
     @usableFromInline var mostWaiting: Int { maximumLength }
 
+    /// CLOCK_MONOTONIC_COARSE in nanoseconds: a few instructions, and no system call.
+    @usableFromInline var time: UInt64 {
+        var now = timespec()
+        _ = unsafe clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
+        return UInt64(now.tv_sec) * 1_000_000_000 + UInt64(now.tv_nsec)
+    }
+
     private func failed(errno number: Int32) {
         switch number {
         case ENOBUFS:

@@ -100,7 +100,7 @@ public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
             unsafe packets[index].verdict = verdict
         }
         channel.sendVerdicts()
-        handler.endOfBatch()
+        handler.endOfBatch(at: channel.time)
     }
 
     @inlinable

@@ -82,5 +82,6 @@ public protocol VerdictHandler: ~Copyable, SendableMetatype {
     mutating func receive(_ message: Message)
 
     /// The kernel has carried out the verdicts of a batch of packets; the place to tell the control plane of them, once.
-    mutating func endOfBatch()
+    /// `time`: nanoseconds of a clock that never goes back, exact to a few milliseconds.
+    mutating func endOfBatch(at time: UInt64)
 }

@@ -18,6 +18,8 @@ public struct FlowTable: ~Copyable {
     /// Packets from which the kernel could have learnt a reply, since it last did; full at the start, so that what a new
     /// daemon sees first is learnt.
     @usableFromInline internal var sinceReminder = 60
+    /// How many packets the kernel may learn from whatever it learnt before.
+    @usableFromInline internal var reminders = 0
 
     /// Who writes what a rule says.
     @usableFromInline internal let treatment: Treatment

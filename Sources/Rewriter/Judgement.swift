@@ -140,14 +140,18 @@ extension FlowTable {
         }
     }
 
-    /// Lets the kernel learn from the next packet from which it can.
+    /// Lets the kernel learn from so many more of the next packets from which it can, `limit` in all.
     @inlinable @inline(__always)
-    public mutating func remindSoon() { sinceReminder = 60 }
+    public mutating func allowReminders(_ count: Int, limit: Int) { reminders = min(reminders + count, limit) }
 
-    /// Whether it is time to let the kernel learn once more from a packet that says nothing new. A prime number of packets
-    /// apart, so that no flow misses it by keeping step.
+    /// Whether it is time to let the kernel learn once more from a packet that says nothing new: as long as reminders are
+    /// allowed, and otherwise a prime number of packets apart, so that no flow misses it by keeping step.
     @inlinable @inline(__always)
     internal mutating func isReminderDue() -> Bool {
+        if reminders > 0 {
+            reminders -= 1
+            return true
+        }
         sinceReminder = sinceReminder == 60 ? 0 : sinceReminder &+ 1
         return sinceReminder == 0
     }

@@ -6,25 +6,31 @@ public import Wire
 public enum ChainName: String, Hashable, Sendable, CaseIterable {
     case enqueue
     case guarding = "guard"
-    case involved4
-    case involved6
     case learn4
     case learn6
     case translateDestination4 = "translate_destination4"
     case translateDestination6 = "translate_destination6"
-    case translateDestination = "translate_destination"
-    case translateSource = "translate_source"
+    case translateSource4 = "translate_source4"
+    case translateSource6 = "translate_source6"
+    case involved4
+    case involved6
+    case answering4
+    case answering6
     case preroutingRaw = "prerouting_raw"
     case preroutingNAT = "prerouting_nat"
     case output
     case postrouting
     case postroutingNAT = "postrouting_nat"
 
-    static func involved(_ family: AddressFamily) -> ChainName { family == .ipv4 ? .involved4 : .involved6 }
     static func learn(_ family: AddressFamily) -> ChainName { family == .ipv4 ? .learn4 : .learn6 }
     static func translateDestination(_ family: AddressFamily) -> ChainName {
         family == .ipv4 ? .translateDestination4 : .translateDestination6
     }
+    static func translateSource(_ family: AddressFamily) -> ChainName {
+        family == .ipv4 ? .translateSource4 : .translateSource6
+    }
+    static func involved(_ family: AddressFamily) -> ChainName { family == .ipv4 ? .involved4 : .involved6 }
+    static func answering(_ family: AddressFamily) -> ChainName { family == .ipv4 ? .answering4 : .answering6 }
 }
 
 /// Where a base chain hangs in the packet's path.
@@ -98,8 +104,6 @@ public enum Statement: Hashable, Sendable {
     case hasMark(UInt32)
     /// Of the packet's fwmark, the bits of the mask are these.
     case hasMarkBits(UInt32, mask: UInt32)
-    /// The packet is of this family.
-    case isFamily(AddressFamily)
     /// The packet is TCP.
     case isTCP
     /// The packet is a TCP segment that opens a connection: SYN without ACK, RST or FIN.

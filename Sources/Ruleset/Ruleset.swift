@@ -40,80 +40,21 @@ public struct Ruleset: Hashable, Sendable {
 
     private static func chains(_ options: RulesetOptions) -> [Chain] {
         let families = AddressFamily.allCases
-        let mark = options.mark
-        let isDecided = Statement.hasMarkBits(mark, mask: MarkLayout.tag)
-        let learns = Statement.hasMarkBits(MarkLayout.learns, mask: MarkLayout.learns)
-        let changesClientPort = Statement.hasMarkBits(
-            MarkLayout.changesClientPort, mask: MarkLayout.changesClientPort)
-        func look(_ family: AddressFamily, _ fields: PacketField...) -> PacketKey { PacketKey(family, fields) }
-        func asSent(_ family: AddressFamily) -> PacketKey { look(family, .saddr, .sport, .daddr, .dport) }
-
-        return [
-            Chain(
-                .enqueue,
-                rules: [[.queue(first: options.firstQueue, count: options.queueCount)]]),
-            Chain(
-                .guarding,
-                rules: [[.isTCP, .rejectWithTCPReset]]),
-        ] + families.map { family in
-            Chain(
-                .involved(family),
-                rules: [
-                    [.isIn(asSent(family), set: SetName(.divert, family)), .goTo(.enqueue)],
-                    [.isIn(asSent(family), set: SetName(.guard, family)), .goTo(.guarding)],
-                    [.isSYN, .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.credit, family)), .goTo(.enqueue)],
-                    [.isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)), .goTo(.enqueue)],
-                    [.isIn(look(family, .daddr, .dport), set: SetName(.divertService, family)), .goTo(.enqueue)],
-                    [.isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpHome, family)), .goTo(.enqueue)],
-                ])
-        } + families.map { family in
-            // The packet has its new destination, the host, so the host's replies are the turned four-tuple.
-            Chain(
-                .learn(family),
-                rules: [
-                    [.update(set: SetName(.replies, family), look(family, .daddr, .dport, .saddr, .sport))],
-                    [.update(set: SetName(.icmpPeer, family), look(family, .saddr))],
-                    [.setMark(0)],
-                ])
-        } + families.map { family in
-            let fields: [Statement] = [
-                .setField(family, .daddr, map: SetName(.endpointAddress, family)),
-                .setField(family, .dport, map: SetName(.endpointPort, family)),
+        let regular: [Chain] =
+            [
+                Chain(.enqueue, rules: [[.queue(first: options.firstQueue, count: options.queueCount)]]),
+                Chain(.guarding, rules: [[.isTCP, .rejectWithTCPReset]]),
             ]
-            return Chain(
-                .translateDestination(family),
-                rules: [
-                    [.hasMarkBits(0, mask: MarkLayout.translation), .goTo(.learn(family))],
-                    [changesClientPort, .setField(family, .sport, map: SetName(.clientPort, family))],
-                    [learns] + fields + [.goTo(.learn(family))],
-                    fields + [.setMark(0), .accept],
-                    // A translation that the maps do not have: the packet must not go on to where it was sent.
-                    [.drop],
-                ])
-        } + [
-            Chain(
-                .translateDestination,
-                rules: [
-                    [.isFamily(.ipv4), .goTo(.translateDestination(.ipv4))], [.goTo(.translateDestination(.ipv6))],
-                ]),
-            Chain(
-                .translateSource,
-                rules: [[.hasMark(mark), .accept]]
-                    + families.map { [changesClientPort, .setField($0, .dport, map: SetName(.clientPort, $0))] }
-                    + families.map {
-                        [
-                            .setField($0, .saddr, map: SetName(.endpointAddress, $0)),
-                            .setField($0, .sport, map: SetName(.endpointPort, $0)), .setMark(0), .accept,
-                        ]
-                    } + [[.drop]]),
+            + families.map(learn) + families.map(translateDestination) + families.map { translateSource($0, options) }
+            + families.map { involved($0, options) } + families.map { answering($0, options) }
+        return regular + [
             // Before conntrack (-200): what is stopped here can neither find nor make an entry. A packet that user space has
-            // decided about and marked comes back to the beginning of the chain that queued it (NF_REPEAT).
+            // marked comes back to the beginning of the chain that queued it (NF_REPEAT).
             Chain(
                 .preroutingRaw, hook: BaseHook(.filter, .prerouting, priority: -300),
-                rules: [[isDecided, .goTo(.translateDestination)]]
-                    + families.map {
-                        [.isIn(look($0, .daddr), set: SetName(.involved, $0)), .goTo(.involved($0))]
-                    }),
+                rules: families.map {
+                    [.isIn(look($0, .daddr), set: SetName(.involved, $0)), .goTo(.involved($0))]
+                }),
             // Before dstnat (-100): the first chain that translates a new connection decides.
             Chain(
                 .preroutingNAT, hook: BaseHook(.nat, .prerouting, priority: -105),
@@ -125,25 +66,109 @@ public struct Ruleset: Hashable, Sendable {
             // Untracked, they cannot be `ct state invalid` to anybody's firewall, nor change an entry.
             Chain(
                 .output, hook: BaseHook(.filter, .output, priority: -300),
-                rules: [[.hasMark(mark), .notrack, .accept]]
+                rules: [[.hasMark(options.mark), .notrack, .accept]]
                     + families.map { [.isIn(asSent($0), set: SetName(.guarded, $0)), .notrack] }),
             // After conntrack, which so sees replies as the host sends them, and before source NAT (100).
             Chain(
                 .postrouting, hook: BaseHook(.filter, .postrouting, priority: -150),
-                rules: [[isDecided, .goTo(.translateSource)]]
-                    + families.map {
-                        [
-                            .isIn(look($0, .saddr), set: SetName(.answering, $0)),
-                            .isIn(asSent($0), set: SetName(.replies, $0)), .goTo(.enqueue),
-                        ]
-                    }
-                    + families.map {
-                        [.isICMPError($0), .isIn(look($0, .daddr), set: SetName(.icmpPeer, $0)), .goTo(.enqueue)]
-                    }),
+                rules: families.map {
+                    [.isIn(look($0, .saddr), set: SetName(.answering, $0)), .goTo(.answering($0))]
+                } + families.map(errorsToPeer)),
             // Before everybody else's source NAT (100), for the same reason as above.
             Chain(
                 .postroutingNAT, hook: BaseHook(.nat, .postrouting, priority: 95),
                 rules: families.map { [.translateSource($0, map: SetName(.source, $0))] }),
         ]
+    }
+
+    /// The packet has its new destination, the host, so the host's replies are the turned four-tuple.
+    private static func learn(_ family: AddressFamily) -> Chain {
+        Chain(
+            .learn(family),
+            rules: [
+                [.update(set: SetName(.replies, family), look(family, .daddr, .dport, .saddr, .sport))],
+                [.update(set: SetName(.icmpPeer, family), look(family, .saddr))],
+                [.setMark(0)],
+            ])
+    }
+
+    /// Back from user space, on the way to a host. The first rule is for nearly all packets; those that user space has
+    /// rewritten have number 0. What the maps do not have must not go on to where it was sent.
+    private static func translateDestination(_ family: AddressFamily) -> Chain {
+        let fields: [Statement] = [
+            .setField(family, .daddr, map: SetName(.endpointAddress, family)),
+            .setField(family, .dport, map: SetName(.endpointPort, family)),
+        ]
+        return Chain(
+            .translateDestination(family),
+            rules: [
+                [.hasMarkBits(0, mask: MarkLayout.learns | MarkLayout.changesClientPort)] + fields + [.setMark(0), .accept],
+                [.hasMarkBits(0, mask: MarkLayout.translation), .goTo(.learn(family))],
+                [changesClientPort, .setField(family, .sport, map: SetName(.clientPort, family))],
+                [.hasMarkBits(MarkLayout.learns, mask: MarkLayout.learns)] + fields + [.goTo(.learn(family))],
+                fields + [.setMark(0), .accept],
+                [.drop],
+            ])
+    }
+
+    /// Back from user space, on the way to a client; or a segment of our own.
+    private static func translateSource(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
+        Chain(
+            .translateSource(family),
+            rules: [
+                [changesClientPort, .setField(family, .dport, map: SetName(.clientPort, family))],
+                [
+                    .setField(family, .saddr, map: SetName(.endpointAddress, family)),
+                    .setField(family, .sport, map: SetName(.endpointPort, family)), .setMark(0), .accept,
+                ],
+                [.hasMark(options.mark), .accept],
+                [.drop],
+            ])
+    }
+
+    /// To an address that some element is about.
+    private static func involved(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
+        Chain(
+            .involved(family),
+            rules: [
+                [isDecided(options), .goTo(.translateDestination(family))],
+                [.isIn(asSent(family), set: SetName(.divert, family)), .goTo(.enqueue)],
+                [.isIn(asSent(family), set: SetName(.guard, family)), .goTo(.guarding)],
+                [.isSYN, .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.credit, family)), .goTo(.enqueue)],
+                [.isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)), .goTo(.enqueue)],
+                [.isIn(look(family, .daddr, .dport), set: SetName(.divertService, family)), .goTo(.enqueue)],
+                [.isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpHome, family)), .goTo(.enqueue)],
+            ])
+    }
+
+    /// From a host whose replies user space rewrites.
+    private static func answering(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
+        Chain(
+            .answering(family),
+            rules: [
+                [isDecided(options), .goTo(.translateSource(family))],
+                [.isIn(asSent(family), set: SetName(.replies, family)), .goTo(.enqueue)],
+                errorsToPeer(family),
+            ])
+    }
+
+    private static func errorsToPeer(_ family: AddressFamily) -> [Statement] {
+        [.isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpPeer, family)), .goTo(.enqueue)]
+    }
+
+    private static func isDecided(_ options: RulesetOptions) -> Statement {
+        .hasMarkBits(options.mark, mask: MarkLayout.tag)
+    }
+
+    private static var changesClientPort: Statement {
+        .hasMarkBits(MarkLayout.changesClientPort, mask: MarkLayout.changesClientPort)
+    }
+
+    private static func look(_ family: AddressFamily, _ fields: PacketField...) -> PacketKey {
+        PacketKey(family, fields)
+    }
+
+    private static func asSent(_ family: AddressFamily) -> PacketKey {
+        look(family, .saddr, .sport, .daddr, .dport)
     }
 }

@@ -81,7 +81,6 @@ extension Statement {
             mask == ~0 << mask.trailingZeroBitCount
                 ? "meta mark \(hexadecimal(bits))/\(mask.nonzeroBitCount)"
                 : "meta mark & \(hexadecimal(mask)) == \(hexadecimal(bits))"
-        case .isFamily(let family): "meta nfproto \(family == .ipv4 ? "ipv4" : "ipv6")"
         case .isTCP: "meta l4proto tcp"
         case .isSYN: "tcp flags syn / fin,syn,rst,ack"
         case .isICMPError(let family):

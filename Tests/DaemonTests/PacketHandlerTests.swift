@@ -52,7 +52,7 @@ import Wire
             let verdict = judge(&handler, &octets, hook: Self.prerouting)
             #expect(verdict == .drop)
             var seen: [ObservedSegment] = []
-            handler.endOfBatch()
+            handler.endOfBatch(at: 0)
             ring.drain {
                 #expect(!$0.hasPassed)
                 seen.append($0.segment)
@@ -107,17 +107,24 @@ import Wire
             var octets = cast.packet(from: cast.client, to: cast.home)
             if judge(&handler, &octets, hook: Self.prerouting).mark != nil { renewals += 1 }
         }
-        for _ in 0..<50 {
+        let second: UInt64 = 1_000_000_000
+        for number in 1...50 {
             take()
-            handler.endOfBatch()
+            handler.endOfBatch(at: UInt64(number) * 7200 * second)
         }
         #expect(renewals == 50)
+        // A hundred thousand packets in a second.
+        let start = 51 * 7200 * second
+        handler.endOfBatch(at: start)
         renewals = 0
-        for _ in 0..<50 {
-            for _ in 0..<32 { take() }
-            handler.endOfBatch()
+        for batch in 1...1000 {
+            for _ in 0..<100 { take() }
+            handler.endOfBatch(at: start + UInt64(batch) * second / 1000)
         }
-        #expect((20...40).contains(renewals), "\(renewals) of 1600")
+        #expect((2000...3000).contains(renewals), "\(renewals) of 100000")
+        // A clock that has gone back harms nothing.
+        handler.endOfBatch(at: 0)
+        take()
     }
 
     @Test func `a SYN of a bound session is told to the control plane, its data are not`() throws {
@@ -131,7 +138,7 @@ import Wire
                 _ = judge(&handler, &octets, hook: Self.prerouting)
             }
             var seen: [TCPFlags] = []
-            handler.endOfBatch()
+            handler.endOfBatch(at: 0)
             ring.drain {
                 #expect($0.hasPassed)
                 seen.append($0.segment.flags)
@@ -150,7 +157,7 @@ import Wire
             for flow in flows(cast, rule) { handler.receive(.set(flow.key, flow.rule)) }
             var octets = cast.packet(from: cast.client, to: cast.home, flags)
             _ = judge(&handler, &octets, hook: Self.prerouting)
-            handler.endOfBatch()
+            handler.endOfBatch(at: 0)
             var descriptor = pollfd(fd: ring.eventFileDescriptor, events: Int16(POLLIN), revents: 0)
             let isWoken = poll(&descriptor, 1, 0) == 1
             var count = 0
@@ -185,7 +192,7 @@ import Wire
             // Those before it in its batch must be with conntrack when it is decided about.
             ring.drain { seen.append($0.held) }
             #expect(seen.isEmpty)
-            handler.endOfBatch()
+            handler.endOfBatch(at: 0)
             ring.drain {
                 #expect(!$0.hasPassed && !$0.opensConnection && $0.segment.tuple == tuple)
                 seen.append($0.held)
@@ -230,7 +237,7 @@ import Wire
                 for round in 0..<50_000 {
                     for index in octets.indices { octets[index] = original[index] }
                     _ = judge(&handler, &octets, hook: kind.hook)
-                    if round % 32 == 31 { handler.endOfBatch() }
+                    if round % 32 == 31 { handler.endOfBatch(at: 0) }
                 }
                 let allocated = allocation_count_of_this_thread() - before
                 #expect(allocated == 0, "\(kind.rule)")

@@ -27,7 +27,7 @@ private struct CountedHandler: VerdictHandler, ~Copyable {
 
     mutating func receive(_ message: FlowChange) { handler.receive(message) }
 
-    mutating func endOfBatch() { handler.endOfBatch() }
+    mutating func endOfBatch(at time: UInt64) { handler.endOfBatch(at: time) }
 }
 
 @Suite(.serialized, .enabled(if: allocation_count_of_this_thread() >= 0, "a sanitizer has malloc for itself"))

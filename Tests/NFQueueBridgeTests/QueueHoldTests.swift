@@ -18,7 +18,7 @@ private struct SlowHandler: VerdictHandler, ~Copyable {
     }
 
     mutating func receive(_ message: FlowChange) { base.receive(message) }
-    mutating func endOfBatch() { base.endOfBatch() }
+    mutating func endOfBatch(at time: UInt64) { base.endOfBatch(at: time) }
 }
 
 @Suite(.serialized, .enabled(if: QueueLab.isAvailable, Comment(rawValue: QueueLab.requirement)))

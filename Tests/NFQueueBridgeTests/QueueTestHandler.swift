@@ -96,7 +96,7 @@ struct TestHandler: VerdictHandler, ~Copyable {
         log.messages.withLock { $0.append(message) }
     }
 
-    mutating func endOfBatch() { log.batchEnds.add(1, ordering: .relaxed) }
+    mutating func endOfBatch(at time: UInt64) { log.batchEnds.add(1, ordering: .relaxed) }
 }
 
 /// Starts a queue thread with a test handler.
