@@ -154,19 +154,21 @@ struct NetfilterTableTests {
                 try elements("map inet nfqmigd client6")
                     == "elements = { 2001:db8:1::2 . 2001:db8:2::6 . 443 : 2001:db8:2::7 . 8443 }")
             #expect(
-                try elements("map inet nfqmigd divert_client4")
-                    == "elements = { 198.18.1.2 . 198.18.2.6 . 443 : goto enqueue }")
+                try elements("set inet nfqmigd divert_client4") == "elements = { 198.18.1.2 . 198.18.2.6 . 443 }")
             #expect(
                 try elements("map inet nfqmigd service6")
                     == "elements = { 2001:db8:2::6 . 443 : 2001:db8:2::7 . 8443 }")
-            #expect(
-                try elements("map inet nfqmigd divert_service4") == "elements = { 198.18.2.6 . 443 : goto enqueue }")
+            #expect(try elements("set inet nfqmigd divert_service4") == "elements = { 198.18.2.6 . 443 }")
+            #expect(try elements("map inet nfqmigd endpoint_address4") == "elements = { 0x0003ffff : 198.18.2.7 }")
+            #expect(try elements("map inet nfqmigd endpoint_port6") == "elements = { 0x0003ffff : 8443 }")
             #expect(try elements("set inet nfqmigd icmp_home6") == "elements = { 2001:db8:2::6 }")
             // With the set's time-out.
             #expect(try elements("set inet nfqmigd icmp_peer6").hasPrefix("elements = { 2001:db8:1::2"))
-            let divert = try Lab.shell("nft list map inet nfqmigd divert6")
-            #expect(divert.contains("2001:db8:1::2 . 49152 . 2001:db8:2::6 . 443 : goto enqueue"))
-            #expect(divert.contains("2001:db8:2::6 . 443 . 2001:db8:1::2 . 49152 : goto guard"))
+            #expect(
+                try elements("set inet nfqmigd divert6")
+                    == "elements = { 2001:db8:1::2 . 49152 . 2001:db8:2::6 . 443 }")
+            #expect(
+                try elements("set inet nfqmigd guard6") == "elements = { 2001:db8:2::6 . 443 . 2001:db8:1::2 . 49152 }")
             // As seen by a parser too.
             let document = try JSONSerialization.jsonObject(
                 with: Data(try Lab.shell("nft -j list set inet nfqmigd icmp_home4").utf8))

@@ -36,10 +36,11 @@ struct PacketPathAllocationTests {
         Endpoint(address: .v4(IPv4Address(rawValue: 0xc612_0000 | host)), port: port)
     }
 
-    @Test(.enabled(if: QueueLab.isAvailable, Comment(rawValue: QueueLab.requirement)))
-    func `the daemon's packet path allocates nothing from the kernel's queue to its verdict, on either datapath`()
-        throws
-    {
+    @Test(
+        .enabled(if: QueueLab.isAvailable, Comment(rawValue: QueueLab.requirement)), arguments: Treatment.allCases)
+    func `the daemon's packet path allocates nothing from the kernel's queue to its verdict`(
+        _ treatment: Treatment
+    ) throws {
         struct Result: Sendable {
             var dropped: UInt64 = 0
             var rewritten: UInt64 = 0
@@ -65,9 +66,14 @@ struct PacketPathAllocationTests {
             let log = HandlerLog()
             let ring = try ObservationRing<Observation>(capacity: 4096)
             let queue = try QueueThread<CountedHandler>(queue: 0, options: QueueOptions()) {
-                CountedHandler(PacketHandler(observations: ring, mark: 0x6e60_0000, seed: 7, flows: flows), log)
+                let marks = [Translation(endpoint: Self.endpoint(3, 81), clientPort: 0): UInt32(1)]
+                return CountedHandler(
+                    PacketHandler(
+                        observations: ring, mark: 0x6e60_0000, seed: 7, treatment: treatment, marks: marks, flows: flows),
+                    log)
             }
-            try QueueLab.divertAll()
+            // A verdict with a mark brings its packet back to the rule.
+            try QueueLab.divertAll(unmarked: true)
             // What arrives would be answered with a RST.
             try QueueLab.shell(
                 "nft 'add table inet mute; add chain inet mute input { type filter hook input priority 0; policy drop; }'"

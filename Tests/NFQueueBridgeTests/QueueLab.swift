@@ -48,19 +48,20 @@ enum QueueLab {
     }
 
     /// Sends what goes to 198.18.0.0/24 to `queues` before conntrack: with nft's own queue statement, or through the xt
-    /// target where the kernel lacks it.
-    static func divertAll(to queues: ClosedRange<UInt16> = 0...0) throws {
+    /// target where the kernel lacks it. `unmarked`: only what has no mark, so that a repeated packet goes on.
+    static func divertAll(to queues: ClosedRange<UInt16> = 0...0, unmarked: Bool = false) throws {
         let (first, last) = (queues.lowerBound, queues.upperBound)
         let numbers = first == last ? "\(first)" : "\(first)-\(last)"
         let table =
             "add table inet lab; "
             + "add chain inet lab raw { type filter hook prerouting priority -300; }; "
-            + "add rule inet lab raw ip daddr 198.18.0.0/24 queue num \(numbers)"
+            + "add rule inet lab raw ip daddr 198.18.0.0/24 \(unmarked ? "meta mark 0 " : "")queue num \(numbers)"
         do {
             try shell("nft '\(table)' 2>/dev/null")
         } catch {
             let target = first == last ? "--queue-num \(first)" : "--queue-balance \(first):\(last)"
-            try shell("iptables-nft -t raw -A PREROUTING -d 198.18.0.0/24 -j NFQUEUE \(target)")
+            let match = unmarked ? "-m mark --mark 0 " : ""
+            try shell("iptables-nft -t raw -A PREROUTING -d 198.18.0.0/24 \(match)-j NFQUEUE \(target)")
         }
     }
 
