@@ -123,13 +123,8 @@ extension Coordinator {
 
     func observe(_ observation: Observation) {
         let segment = observation.segment
-        if segment.flags.opensConnection, let key = session(of: segment.tuple)?.key {
-            commit(before: key)
-            if observation.opensConnection { learnReply(of: segment.tuple) }
-            guard let session = sessions[key] else { return }
-            if observation.opensConnection { observeOpening(segment.tuple, session) }
-            return
-        }
+        if observation.opensConnection, observePassing(segment.tuple) { return }
+        if segment.flags.opensConnection, let key = session(of: segment.tuple)?.key { return commit(before: key) }
         if let relay = passives[segment.tuple] { showToOtherSide(segment, relay) }
         guard let running = handshakes[segment.tuple] else { return }
         let first = running.handshake.report.firstAnswer == nil
@@ -151,18 +146,31 @@ extension Coordinator {
             peerNext: segment.nextSequence, peerExpects: segment.acknowledgement, timestamps: segment.timestamps)
     }
 
-    /// Remembers how the host answers a connection that is rewritten. Not journaled: the kernel's table holds it too, and a
-    /// new daemon reads it from there.
-    private func learnReply(of tuple: FourTuple) {
-        let bound = boundSession(of: tuple.source, home: tuple.destination).flatMap { session in
-            session.binding.flatMap { binding in
-                binding.datapath == .queue
-                    ? (key: session.key, host: binding.host, hostSide: session.hostSide) : nil
-            }
+    /// A SYN has passed. False when it is of no session. Comes thousands of times a second, and mostly says nothing but how
+    /// its host will answer; so a session is neither looked up twice nor copied while it learns.
+    private func observePassing(_ tuple: FourTuple) -> Bool {
+        if !pending.switching.isEmpty, let key = session(of: tuple)?.key { commit(before: key) }
+        guard let opening = opening(tuple) else { return false }
+        if let reply = opening.reply { sessions.learn(reply.tuple, of: reply.session) }
+        if opening.isNews, let session = sessions[opening.session] { observeOpening(tuple, session) }
+        return true
+    }
+
+    /// Whose connection a SYN from client to home opens, whether anybody waits for it, and how the host answers it where it
+    /// is rewritten. That is not journaled: the kernel's table holds it too, and a new daemon reads it from there.
+    private func opening(
+        _ tuple: FourTuple
+    ) -> (session: SessionKey, isNews: Bool, reply: (tuple: FourTuple, session: SessionKey)?)? {
+        guard let session = session(of: tuple) else { return nil }
+        let isStopped = session.transits[tuple] != nil
+        let isUnfinished = latest[session.key].flatMap { migrations[$0] }.map { $0.finishedAt == nil } ?? false
+        let bound = isStopped ? boundSession(of: tuple.source, home: tuple.destination) : session
+        var reply: (tuple: FourTuple, session: SessionKey)?
+        if let bound, let binding = bound.binding, binding.datapath == .queue {
+            let answer = bound.hostSide?.reversed ?? FourTuple(source: binding.host, destination: tuple.source)
+            reply = (answer, bound.key)
         }
-        guard let bound else { return }
-        let reply = bound.hostSide?.reversed ?? FourTuple(source: bound.host, destination: tuple.source)
-        sessions.learn(reply, of: bound.key)
+        return (session.key, isStopped || session.isFollowing || isUnfinished, reply)
     }
 
     /// A client opens its next connection: to the session's host, if the packet path let it pass.
@@ -210,10 +218,21 @@ extension Coordinator {
 
     /// Listens for new connections while a migration waits for one.
     func openEvents() throws {
-        guard events == nil else { return }
-        let subscription = try ConntrackEvents()
+        let subscription = try events ?? ConntrackEvents()
         events = subscription
-        loop.watch(subscription.fileDescriptor) { self.drainEvents() }
+        watchEvents(subscription)
+    }
+
+    private func watchEvents(_ subscription: ConntrackEvents) {
+        loop.watch(subscription.fileDescriptor) {
+            self.drainEvents()
+            // Every connection of the gateway makes events. While no migration waits for one, they may wait.
+            guard self.awaitingReconnect.isEmpty else { return }
+            self.loop.forget(subscription.fileDescriptor)
+            self.loop.schedule(at: EventLoop.now + 20_000_000) {
+                if self.events === subscription { self.watchEvents(subscription) }
+            }
+        }
     }
 
     func closeEvents() {

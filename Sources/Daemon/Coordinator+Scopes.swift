@@ -10,14 +10,21 @@ extension Coordinator {
     /// The session that a client's segment (client → home) belongs to: the one that stops it, or else the one that is
     /// bound.
     func session(of tuple: FourTuple) -> Session? {
-        let covering = SessionKey.covering(tuple).compactMap { sessions[$0] }
-        return covering.first { $0.transits[tuple] != nil } ?? covering.first { $0.binding != nil } ?? covering.first
+        var found: Session?
+        for key in SessionKey.covering(tuple) {
+            guard let session = sessions[key] else { continue }
+            if session.transits[tuple] != nil { return session }
+            if found == nil || found?.binding == nil && session.binding != nil { found = session }
+        }
+        return found
     }
 
     /// The session whose binding decides where a connection of this client goes.
     func boundSession(of client: Endpoint, home: Endpoint) -> Session? {
-        SessionKey.covering(FourTuple(source: client, destination: home)).lazy.compactMap { self.sessions[$0] }
-            .first { $0.binding != nil }
+        for key in SessionKey.covering(FourTuple(source: client, destination: home)) {
+            if let session = sessions[key], session.binding != nil { return session }
+        }
+        return nil
     }
 
     /// The session that serves the clients of `key` now: its own, or the service's where it has no binding.

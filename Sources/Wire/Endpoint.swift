@@ -11,6 +11,20 @@ public struct Endpoint: Hashable, Sendable {
         self.address = address
         self.port = port
     }
+
+    /// One number for an IPv4 endpoint, three for an IPv6 endpoint: the derived function hashes part by part, which takes
+    /// three times as long.
+    @inlinable
+    public func hash(into hasher: inout Hasher) {
+        switch address {
+        case .v4(let address):
+            hasher.combine(1 << 48 | UInt64(address.rawValue) << 16 | UInt64(port))
+        case .v6(let address):
+            hasher.combine(UInt64(port))
+            hasher.combine(address.high)
+            hasher.combine(address.low)
+        }
+    }
 }
 
 /// Source and destination endpoint of one direction of a connection, as one packet carries them.
