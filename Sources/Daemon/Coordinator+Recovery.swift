@@ -17,7 +17,7 @@ extension Coordinator {
         let contents = try journal.load()
         try beginEvents()
         lastMigration = max(contents.lastMigration, contents.sessions.map(\.id).max() ?? 0)
-        for session in contents.sessions { sessions[session.key] = session }
+        sessions = SessionTable(contents.sessions)
         var takenBack: [Session] = []
         for entry in contents.migrations where entry.stage == .switching {
             guard let before = entry.before.session else { continue }
@@ -27,9 +27,8 @@ extension Coordinator {
         }
         // A new kernel has no old connections, and so nothing to stop or to learn from.
         if try !gateway.table.exists {
-            for key in sessions.keys {
-                sessions[key]?.transits = [:]
-                sessions[key]?.replies = []
+            for session in sessions.values.filter({ !$0.transits.isEmpty }) {
+                sessions[session.key]?.transits = [:]
             }
         }
         // The queues come first: another daemon has them bound, and then this one must not touch the table.
@@ -119,7 +118,6 @@ extension Coordinator {
             }
         }
         for (key, session) in sessions {
-            keys[session.id] = key
             if !session.transits.isEmpty { scheduleExpiry(of: session, since: Session(key: key)) }
         }
         try journal.write(batch)
@@ -137,7 +135,7 @@ extension Coordinator {
     /// again. False when it stops nothing any more.
     private func resume(_ entry: JournaledMigration) -> Bool {
         guard let before = entry.before.session, let fromHost = Endpoint(entry.fromHost),
-            let datapath = Datapath(rawValue: entry.datapath), var session = sessions[keys[before.id] ?? before.key],
+            let datapath = Datapath(rawValue: entry.datapath), var session = sessions[sessions.key(of: before.id) ?? before.key],
             session.transits.values.contains(where: { $0.migration == entry.id && $0.transit != .guarded })
         else { return false }
         let key = session.key

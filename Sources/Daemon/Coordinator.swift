@@ -36,8 +36,6 @@ actor Coordinator {
 
     /// Every session that is bound, in migration, or under guard.
     var sessions = SessionTable()
-    /// The keys of these sessions, by number.
-    var keys: [UInt64: SessionKey] = [:]
     /// When a session of scope `connection` was last given a connection, by its number: nanoseconds.
     var given: [UInt64: UInt64] = [:]
     var migrations: [UInt64: RunningMigration] = [:]
