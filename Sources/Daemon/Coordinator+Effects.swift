@@ -333,7 +333,9 @@ extension Coordinator {
     private func expire(_ tuple: FourTuple, _ standing: StandingTransit, of id: UInt64) {
         guard let pending = sessions.key(of: id) else { return }
         commit(before: pending)
-        guard let key = sessions.key(of: id), let session = sessions[key], session.transits[tuple] == standing else { return }
+        guard let key = sessions.key(of: id), let session = sessions[key], session.transits[tuple] == standing else {
+            return
+        }
         var without = session
         without.endTransit(of: tuple)
         // A handshake that is still at work ends with it, without a result.

@@ -20,6 +20,8 @@ actor Coordinator {
     let journal: any Journal
     let logger: Logger
     let eventLog = EventLog()
+    /// Whether journal, table and this actor have agreed since the start.
+    var isReconciled = false
     /// Whether the daemon is about to end: nobody waits any more.
     var isStopping = false
     let audit: AuditLog

@@ -65,7 +65,9 @@ struct RecordIndex<Naming: RecordName> {
     /// The slot that has this name, or the vacant one where it would go.
     private func slot(of name: Naming.Name, in records: SessionRecords) -> Int {
         var slot = start(of: name)
-        while slots[slot] != Self.vacant, Naming.name(of: records.outline(Int(slots[slot]))) != name { slot = following(slot) }
+        while slots[slot] != Self.vacant, Naming.name(of: records.outline(Int(slots[slot]))) != name {
+            slot = following(slot)
+        }
         return slot
     }
 

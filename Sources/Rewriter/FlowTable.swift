@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-public import Wire
+internal import Wire
 
 /// The rules of all flows, owned by one thread. Flows of IPv4, and those of which an address is of IPv6, stand in slots of
 /// their own size. Memory is taken by `init` and `set` only.
