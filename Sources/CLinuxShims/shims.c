@@ -160,9 +160,28 @@ int nfqmig_spawn(const char *path, char *const arguments[], char *const environm
     return pid;
 }
 
+void nfqmig_limit_heap(int large)
+{
+    mallopt(M_MMAP_THRESHOLD, large);
+    mallopt(M_TRIM_THRESHOLD, 2 * large);
+}
+
 void nfqmig_trim_heap(void)
 {
     malloc_trim(0);
+}
+
+uint64_t nfqmig_network_cookie(void)
+{
+    uint64_t cookie = 0;
+    socklen_t length = sizeof cookie;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    // asm-generic/socket.h: SO_NETNS_COOKIE.
+    if (fd >= 0 && getsockopt(fd, SOL_SOCKET, 71, &cookie, &length) != 0)
+        cookie = 0;
+    if (fd >= 0)
+        close(fd);
+    return cookie;
 }
 
 unsigned nfqmig_largest_mtu(void)

@@ -265,7 +265,7 @@ extension Coordinator {
                 kind: .malformedRequest,
                 detail: "A session's number says which client, home and scope: leave those out, or the number.")
         }
-        guard let key = keys[id] else {
+        guard let key = sessions.key(of: id) else {
             throw Problem(
                 kind: .unknownConnection, detail: "There is no session \(id): list them with \"nfqmigctl sessions\".")
         }

@@ -102,7 +102,8 @@ extension Coordinator {
             // Its client may have come back from another port since.
             let number = turns[place]?.session ?? underWay[place]?.before.id ?? session.id
             members.append(
-                DrainMembers.Member(key: keys[number] ?? session.key, session: session.id, before: session.binding))
+                DrainMembers.Member(
+                    key: sessions.key(of: number) ?? session.key, session: session.id, before: session.binding))
         }
         let caller = Caller(user: beginning.user, group: beginning.group, process: beginning.process)
         let drain = RunningDrain(

@@ -310,7 +310,6 @@ extension Coordinator {
     /// Makes `session` what the gateway holds for its key.
     func keep(_ session: Session) {
         sessions[session.key] = session.isIdle ? nil : session
-        keys[session.id] = session.isIdle ? nil : session.key
         if session.isIdle { given[session.id] = nil }
         guard session.isIdle, let id = latest[session.key] else { return }
         if migrations[id]?.machine.isFinished ?? true { latest[session.key] = nil }
@@ -332,9 +331,11 @@ extension Coordinator {
     }
 
     private func expire(_ tuple: FourTuple, _ standing: StandingTransit, of id: UInt64) {
-        guard let pending = keys[id] else { return }
+        guard let pending = sessions.key(of: id) else { return }
         commit(before: pending)
-        guard let key = keys[id], let session = sessions[key], session.transits[tuple] == standing else { return }
+        guard let key = sessions.key(of: id), let session = sessions[key], session.transits[tuple] == standing else {
+            return
+        }
         var without = session
         without.endTransit(of: tuple)
         // A handshake that is still at work ends with it, without a result.

@@ -15,10 +15,13 @@ extension Coordinator {
     func start() throws {
         loop.turnBegan = { self.lookAtObservations() }
         loop.turnEnded = { self.commit() }
+        // Left to itself, the library raises its limits with the first large array, and keeps up to 64 MiB for the next.
+        nfqmig_limit_heap(1 << 18)
+        let end = try journal.takeOrderlyEnd()
         let contents = try journal.load()
         try beginEvents()
         lastMigration = max(contents.lastMigration, contents.sessions.map(\.id).max() ?? 0)
-        for session in contents.sessions { sessions[session.key] = session }
+        sessions = SessionTable(contents.sessions)
         var takenBack: [Session] = []
         for entry in contents.migrations where entry.stage == .switching {
             guard let before = entry.before.session else { continue }
@@ -28,16 +31,12 @@ extension Coordinator {
         }
         // A new kernel has no old connections, and so nothing to stop or to learn from.
         if try !gateway.table.exists {
-            for key in sessions.keys {
-                sessions[key]?.transits = [:]
-                sessions[key]?.replies = []
+            for session in sessions.values.filter({ !$0.transits.isEmpty }) {
+                sessions[session.key]?.transits = [:]
             }
         }
         // The queues come first: another daemon has them bound, and then this one must not touch the table.
-        var known: [FlowKey: FlowRule] = [:]
-        known.reserveCapacity(2 * sessions.count)
-        for session in sessions.values { known.merge(session.flows()) { first, _ in first } }
-        try gateway.startQueues(configuration, flows: known.map { ($0.key, $0.value) })
+        try gateway.startQueues(configuration, flows: flows())
         let options = gateway.options
         logger.notice(
             "\(configuration.queues) queues from number \(configuration.firstQueue) on",
@@ -47,17 +46,12 @@ extension Coordinator {
             ])
         for queue in gateway.queues { if let shortfall = queue.shortfall { logger.warning("\(shortfall)") } }
         // A table that has to be made, or made anew by another version, knows its elements from the first packet on.
-        let established = try gateway.table.establish(
-            carrying: sessions.values.reduce(into: [TableElement: UInt32?]()) { elements, session in
-                elements.merge(session.elements()) { first, _ in first }
-            }.merging(gateway.translationElements.map { ($0, nil) }) { first, _ in first }.map { TableChange.Addition(element: $0.key, lifetime: $0.value) })
+        let established = try gateway.table.establish(carrying: additions())
         logger.notice(
             "table \(established)", metadata: ["queue": "\(gateway.table.queueStatement.map { "\($0)" } ?? "unknown")"])
-        let changed = try reconcile(isNew: established != .adopted, writing: takenBack)
-        if changed {
-            let wanted = Set(sessions.values.flatMap { $0.flows().keys })
-            try gateway.post(known.keys.filter { !wanted.contains($0) }.map { .remove($0) })
-        }
+        let comparison =
+            established != .adopted ? .nothing : try takenBack.isEmpty ? comparison(after: end) : .everything
+        try gateway.post(reconcile(comparison, writing: takenBack).map { .remove($0) })
         for ring in gateway.rings {
             loop.watch(ring.eventFileDescriptor) { self.drainObservations() }
         }
@@ -73,73 +67,17 @@ extension Coordinator {
         try startWebhooks()
         // What it took to read all that is several times what is left of it.
         nfqmig_trim_heap()
+        nfqmig_limit_heap(4 << 20)
+        isReconciled = true
         if policy.services.isEmpty { warnOfEmptyPolicy() }
-    }
-
-    /// Makes sessions and table agree: what the table has learnt or let go since the journal was written, and what it holds
-    /// too much or too little. `isNew`: it has just been made from these sessions. Writes the sessions that this changes,
-    /// and those given, and says whether there were any.
-    private func reconcile(isNew: Bool, writing given: [Session]) throws -> Bool {
-        var batch = JournalBatch()
-        batch.sessions = given
-        var wanted: [TableElement: UInt32?] = [:]
-        wanted.reserveCapacity(2 * sessions.count)
-        if !isNew {
-            for session in sessions.values { wanted.merge(session.elements()) { first, _ in first } }
-            for element in gateway.translationElements { wanted[element] = .some(nil) }
-        }
-        let present = isNew ? [] : try gateway.table.elements(expecting: { wanted[$0] != nil })
-        if !isNew {
-            let learnt = LearntReplies(present)
-            for (key, old) in sessions {
-                var session = old
-                for (tuple, standing) in session.transits {
-                    let element = standing.transit == .guarded ? TableElement.guard(tuple) : .divert(tuple)
-                    // The kernel's clock has gone on: what it no longer holds is over. A new kernel has no old connections.
-                    if !present.contains(element) { session.transits[tuple] = nil }
-                }
-                if !session.replies.isEmpty {
-                    session.replies = session.replies.filter { present.contains(.reply($0)) }
-                }
-                if session.binding?.datapath == .queue {
-                    for tuple in learnt.replies(of: session)
-                    where session.hostSide != nil || boundSession(of: tuple.destination, home: key.home)?.key == key {
-                        session.replies.insert(tuple)
-                    }
-                }
-                if !session.transits.isEmpty {
-                    session.replies.formUnion(session.trailingReplies.filter { present.contains(.reply($0)) })
-                }
-                if session == old { continue }
-                if session.transits.count != old.transits.count { batch.sessions.append(session) }
-                sessions[key] = session.isIdle ? nil : session
-                let elements = session.elements()
-                for element in old.elements().keys where elements[element] == nil && !element.isShared {
-                    wanted[element] = nil
-                }
-                wanted.merge(elements) { first, _ in first }
-            }
-        }
-        for (key, session) in sessions {
-            keys[session.id] = key
-            if !session.transits.isEmpty { scheduleExpiry(of: session, since: Session(key: key)) }
-        }
-        try journal.write(batch)
-        for session in sessions.values { gateway.adopt(session.elements().keys) }
-        var change = TableChange()
-        change.remove = present.filter { wanted[$0] == nil }
-        change.add = wanted.filter { !present.contains($0.key) }.map { .init(element: $0.key, lifetime: $0.value) }
-        if !change.isEmpty { try gateway.table.apply(change) }
-        logger.notice(
-            "\(sessions.count) sessions; table: \(change.add.count) elements added, \(change.remove.count) removed")
-        return !batch.isEmpty
     }
 
     /// Takes up a migration of which an earlier process had passed the point of no return: what it still stops is reset
     /// again. False when it stops nothing any more.
     private func resume(_ entry: JournaledMigration) -> Bool {
         guard let before = entry.before.session, let fromHost = Endpoint(entry.fromHost),
-            let datapath = Datapath(rawValue: entry.datapath), var session = sessions[keys[before.id] ?? before.key],
+            let datapath = Datapath(rawValue: entry.datapath),
+            var session = sessions[sessions.key(of: before.id) ?? before.key],
             session.transits.values.contains(where: { $0.migration == entry.id && $0.transit != .guarded })
         else { return false }
         let key = session.key
@@ -218,38 +156,8 @@ extension Coordinator {
         closeEvents()
         for ring in gateway.rings { loop.forget(ring.eventFileDescriptor) }
         gateway.stopQueues()
+        writeOrderlyEnd()
         for running in migrations.values { running.resumeWaiters(loop) }
         for drain in drains.values { drain.resumeWaiters(loop) }
-    }
-}
-
-/// The replies that a table holds, by what a session knows of its own.
-private struct LearntReplies {
-    private var every: Set<FourTuple> = []
-    /// By the host's endpoint, and by that and the client's address (with port 0).
-    private var ofHost: [Endpoint: [FourTuple]] = [:]
-    private var ofClient: [FourTuple: [FourTuple]] = [:]
-
-    init(_ elements: Set<TableElement>) {
-        for case .reply(let tuple) in elements {
-            every.insert(tuple)
-            ofHost[tuple.source, default: []].append(tuple)
-            ofClient[Self.anyPort(tuple), default: []].append(tuple)
-        }
-    }
-
-    private static func anyPort(_ tuple: FourTuple) -> FourTuple {
-        FourTuple(source: tuple.source, destination: Endpoint(address: tuple.destination.address, port: 0))
-    }
-
-    /// Those that may be answers to connections of this session.
-    func replies(of session: Session) -> [FourTuple] {
-        let any = FourTuple(source: session.host, destination: session.key.clientEndpoint)
-        let reply = session.hostSide?.reversed ?? any
-        switch session.key.scope {
-        case .connection: return every.contains(reply) ? [reply] : []
-        case .client: return ofClient[reply] ?? []
-        case .service: return ofHost[session.host] ?? []
-        }
     }
 }

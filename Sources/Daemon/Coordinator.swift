@@ -20,6 +20,8 @@ actor Coordinator {
     let journal: any Journal
     let logger: Logger
     let eventLog = EventLog()
+    /// Whether journal, table and this actor have agreed since the start.
+    var isReconciled = false
     /// Whether the daemon is about to end: nobody waits any more.
     var isStopping = false
     let audit: AuditLog
@@ -36,8 +38,6 @@ actor Coordinator {
 
     /// Every session that is bound, in migration, or under guard.
     var sessions = SessionTable()
-    /// The keys of these sessions, by number.
-    var keys: [UInt64: SessionKey] = [:]
     /// When a session of scope `connection` was last given a connection, by its number: nanoseconds.
     var given: [UInt64: UInt64] = [:]
     var migrations: [UInt64: RunningMigration] = [:]

@@ -8,6 +8,7 @@ internal import NFQueueBridge
 internal import Rewriter
 internal import Ruleset
 internal import Spoofer
+internal import Synchronization
 internal import Wire
 
 /// The kernel handles of the daemon, each opened once: the table, the queues, conntrack, the raw sockets. Confined to
@@ -63,10 +64,11 @@ final class Gateway {
             let seed = generator.next()
             let mark = configuration.mark
             let (treatment, marks) = (treatment, translations.marks)
+            let initial = InitialFlows(flows)
             let thread = try QueueThread<PacketHandler>(queue: configuration.firstQueue + index, options: options) {
                 PacketHandler(
                     observations: ring, mark: mark, seed: seed, queue: index, treatment: treatment, marks: marks,
-                    flows: flows)
+                    flows: initial.take())
             }
             rings.append(ring)
             queues.append(thread)
@@ -92,6 +94,8 @@ final class Gateway {
                 throw error
             }
         } catch {
+            // Whoever wants the change may have written it down already.
+            table.loseTrack()
             // Every thread is told, also when one of them does not answer.
             let undoing: [FlowChange] =
                 undo.setFlows.map { .set($0.key, $0.rule) } + removals(undo)
@@ -141,9 +145,9 @@ final class Gateway {
         }
     }
 
-    /// Only for a daemon that starts: counts what the sessions share, without changing the table.
-    func adopt(_ elements: some Sequence<TableElement>) {
-        for element in elements where element.isShared { shared[element, default: 0] += 1 }
+    /// Only for a daemon that starts: counts what the session shares with others, without changing the table.
+    func adopt(_ session: Session) {
+        session.forEachElement { element, _ in if element.isShared { shared[element, default: 0] += 1 } }
     }
 
     /// Sends flow changes to every queue thread and waits until all have taken them.
@@ -182,11 +186,41 @@ final class Gateway {
     }
 }
 
+/// What a queue thread is to know from the start, until it has taken it: the thread outlives the need for it by far.
+private final class InitialFlows: Sendable {
+    private let flows: Mutex<[(key: FlowKey, rule: FlowRule)]>
+
+    init(_ flows: [(key: FlowKey, rule: FlowRule)]) { self.flows = Mutex(flows) }
+
+    func take() -> [(key: FlowKey, rule: FlowRule)] {
+        flows.withLock { flows in
+            defer { flows = [] }
+            return flows
+        }
+    }
+}
+
 extension TableElement {
     /// Whether several sessions can want the same element.
     var isShared: Bool {
         switch self {
         case .involved, .answering, .icmpHome, .icmpPeer, .credit: true
+        default: false
+        }
+    }
+
+    /// Whether it says what the kernel writes for a mark.
+    var isOfTranslation: Bool {
+        switch self {
+        case .endpointAddress, .endpointPort, .clientPort: true
+        default: false
+        }
+    }
+
+    /// Whether it is in a set that packets fill.
+    var isLearnt: Bool {
+        switch self {
+        case .reply, .icmpPeer: true
         default: false
         }
     }

@@ -40,6 +40,10 @@ package protocol Journal: AnyObject {
     /// Those that have not ended.
     func drains() throws(JournalError) -> [JournaledDrain]
     func endedDrains() throws(JournalError) -> [DrainReport]
+    /// What the daemon before has left when it ended in order; nil when it was taken before, or when it had no such end.
+    func takeOrderlyEnd() throws(JournalError) -> OrderlyEnd?
+    /// Writes down that journal and table agree; nothing when something could not be written before.
+    func write(_ end: OrderlyEnd) throws(JournalError)
     /// Writes many steps in one transaction.
     func write(_ batch: JournalBatch) throws(JournalError)
 }
@@ -135,6 +139,8 @@ package struct SessionDocument: Codable, Hashable, Sendable {
 /// The journal in SQLite, in the state directory.
 package final class SQLiteJournal: Journal {
     private let database: DatabaseQueue
+    /// Whether anything could not be written, or read.
+    private(set) var hasFailed = false
 
     /// Opens or creates the journal in `directory`.
     package init(directory: String) throws(JournalError) {
@@ -159,6 +165,7 @@ package final class SQLiteJournal: Journal {
             Self.registerLifetimes(&migrator)
             Self.registerWebhooks(&migrator)
             Self.registerDrains(&migrator)
+            Self.registerOrderlyEnd(&migrator)
             try migrator.migrate(database)
         } catch {
             throw JournalError(path: directory, reason: "\(error)")
@@ -168,27 +175,28 @@ package final class SQLiteJournal: Journal {
     package func load() throws(JournalError) -> JournalContents {
         try access { database in
             let decoder = JSONDecoder()
-            let sessions = try Self.sessionDocuments(database, decoder)
+            let sessions = try Self.sessions(database, decoder)
             let migrations = try String.fetchAll(database, sql: "SELECT document FROM migration ORDER BY id").map {
                 try decoder.decode(JournaledMigration.self, from: Data($0.utf8))
             }
             let last = try Int64.fetchOne(database, sql: "SELECT value FROM counter WHERE name = 'migration'") ?? 0
-            var texts = EndpointTexts()
-            return JournalContents(
-                sessions: sessions.compactMap { $0.session(&texts) }, migrations: migrations,
-                lastMigration: UInt64(last))
+            return JournalContents(sessions: sessions, migrations: migrations, lastMigration: UInt64(last))
         }
     }
 
-    private static func sessionDocuments(_ database: Database, _ decoder: JSONDecoder) throws -> [SessionDocument] {
-        var documents: [SessionDocument] = []
+    private static func sessions(_ database: Database, _ decoder: JSONDecoder) throws -> [Session] {
+        var sessions: [Session] = []
+        var texts = EndpointTexts()
         let rows = try String.fetchCursor(database, sql: "SELECT document FROM session")
         while let text = try rows.next() {
-            documents.append(
-                try SessionDocument(scanning: text)
-                    ?? decoder.decode(SessionDocument.self, from: Data(text.utf8)))
+            if let session = Session(scanning: text, &texts) {
+                sessions.append(session)
+            } else {
+                let document = try decoder.decode(SessionDocument.self, from: Data(text.utf8))
+                if let session = document.session { sessions.append(session) }
+            }
         }
-        return documents
+        return sessions
     }
 
     package func write(_ session: Session) throws(JournalError) {
@@ -272,6 +280,7 @@ package final class SQLiteJournal: Journal {
         do {
             return try database.write(body)
         } catch {
+            hasFailed = true
             throw JournalError(path: database.path, reason: "\(error)")
         }
     }
@@ -335,20 +344,14 @@ extension SessionDocument {
     }
 
     /// The session, or nil when the document is not one of ours.
-    var session: Session? {
-        var texts = EndpointTexts()
-        return session(&texts)
-    }
-
-    /// The same, for many documents one after the other.
-    func session(_ texts: inout EndpointTexts) -> Session? {
+    package var session: Session? {
         let client = IPAddress(self.client)
-        guard client != nil || self.client == SessionKey.everyClient, let home = texts.endpoint(home) else {
+        guard client != nil || self.client == SessionKey.everyClient, let home = Endpoint(home) else {
             return nil
         }
         var session = Session(key: SessionKey(client: client, clientPort: clientPort, home: home), id: id)
         if let host, let datapath {
-            guard let host = texts.endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
+            guard let host = Endpoint(host), let datapath = Datapath(rawValue: datapath) else { return nil }
             session.binding = Binding(host: host, datapath: datapath, sourcePort: sourcePort)
             session.yields = yields ?? false
         }
@@ -368,9 +371,11 @@ extension SessionDocument {
     }
 }
 
-/// Endpoints that were read from text, since a journal names the same few homes and hosts again and again.
-struct EndpointTexts {
+/// Endpoints of IPv6 that were read from text, since a journal names the same few homes and hosts again and again.
+package struct EndpointTexts {
     private var known: [String: Endpoint] = [:]
+
+    package init() {}
 
     mutating func endpoint(_ text: String) -> Endpoint? {
         if let endpoint = known[text] { return endpoint }

@@ -162,11 +162,6 @@ public struct Session: Hashable, Sendable {
     /// What this session contributes to our nftables table, with each element's lifetime (nil: for ever).
     public func elements() -> [TableElement: UInt32?] {
         var elements: [TableElement: UInt32?] = [:]
-        /// A packet to the host comes back from a queue with the host's address, if user space has written it.
-        func carry(_ host: Endpoint) {
-            elements[.involved(host.address)] = .some(nil)
-            elements[.answering(host.address)] = .some(nil)
-        }
         for (tuple, standing) in transits {
             switch standing.transit {
             case .frozen, .awaitingSYN, .trailing:
@@ -175,68 +170,61 @@ public struct Session: Hashable, Sendable {
                 elements[.guard(tuple)] = .some(standing.lifetime)
                 elements[.guarded(tuple.reversed)] = .some(standing.lifetime)
             }
-        }
-        for (tuple, standing) in transits {
             elements[.involved(tuple.destination.address)] = .some(nil)
-            if standing.transit == .trailing { carry(standing.host) }
+            guard standing.transit == .trailing else { continue }
+            elements[.involved(standing.host.address)] = .some(nil)
+            elements[.answering(standing.host.address)] = .some(nil)
         }
-        for reply in replies { elements[.reply(reply)] = .some(nil) }
-        guard let binding else { return elements }
+        forEachLastingElement { elements[$0] = .some(nil) }
+        return elements
+    }
+
+    /// Calls `body` with what `elements` returns, without making a dictionary where no transit stands.
+    public func forEachElement(_ body: (TableElement, _ lifetime: UInt32?) -> Void) {
+        if transits.isEmpty {
+            forEachLastingElement { body($0, nil) }
+        } else {
+            for (element, lifetime) in elements() { body(element, lifetime) }
+        }
+    }
+
+    /// What the binding and the replies contribute. An element that several clients of a service share comes again.
+    private func forEachLastingElement(_ body: (TableElement) -> Void) {
+        for reply in replies { body(.reply(reply)) }
+        guard let binding else { return }
         switch (binding.datapath, key.scope) {
         case (.kernel, .connection):
-            elements[.connection(key.original, host: binding.host)] = .some(nil)
+            body(.connection(key.original, host: binding.host))
             if let port = binding.sourcePort {
-                let source = Endpoint(address: key.clientEndpoint.address, port: port)
-                elements[.source(key.original, as: source)] = .some(nil)
+                body(.source(key.original, as: Endpoint(address: key.clientEndpoint.address, port: port)))
             }
-        case (.kernel, .client):
-            elements[.client(key.clientEndpoint.address, home: key.home, host: binding.host)] = .some(nil)
-        case (.kernel, .service): elements[.service(home: key.home, host: binding.host)] = .some(nil)
-        case (.queue, .service): elements[.divertService(home: key.home)] = .some(nil)
-        case (.queue, .connection): elements[.divert(key.original)] = .some(nil)
-        case (.queue, .client):
-            elements[.divertClient(client: key.clientEndpoint.address, home: key.home)] = .some(nil)
+        case (.kernel, .client): body(.client(key.clientEndpoint.address, home: key.home, host: binding.host))
+        case (.kernel, .service): body(.service(home: key.home, host: binding.host))
+        case (.queue, .service): body(.divertService(home: key.home))
+        case (.queue, .connection): body(.divert(key.original))
+        case (.queue, .client): body(.divertClient(client: key.clientEndpoint.address, home: key.home))
         }
-        if let watched {
-            elements[.divert(watched)] = .some(nil)
-            elements[.involved(watched.destination.address)] = .some(nil)
-        }
-        if isFollowing, let client = key.client {
-            elements[.credit(client: client, home: key.home)] = .some(nil)
-            elements[.involved(key.home.address)] = .some(nil)
-        }
-        if binding.datapath == .queue {
-            elements[.involved(key.home.address)] = .some(nil)
-            carry(binding.host)
-            elements[.icmpHome(key.home.address)] = .some(nil)
+        if let watched { body(.divert(watched)) }
+        if isFollowing, let client = key.client { body(.credit(client: client, home: key.home)) }
+        if binding.datapath == .queue || isFollowing { body(.involved(key.home.address)) }
+        guard binding.datapath == .queue else { return }
+        // A packet to the host comes back from a queue with the host's address, if user space has written it.
+        if binding.host.address != key.home.address { body(.involved(binding.host.address)) }
+        body(.answering(binding.host.address))
+        body(.icmpHome(key.home.address))
+        if let client = key.client {
+            body(.icmpPeer(client))
+        } else {
             // Of scope `service` the kernel learns them, together with the replies.
-            for client in key.client.map({ [$0] }) ?? replies.map(\.destination.address) {
-                elements[.icmpPeer(client)] = .some(nil)
-            }
+            for reply in replies { body(.icmpPeer(reply.destination.address)) }
         }
-        return elements
     }
 
     /// What this session contributes to the flow table of every queue thread.
     public func flows() -> [FlowKey: FlowRule] {
         var flows: [FlowKey: FlowRule] = [:]
-        if isFollowing {
-            flows[FlowKey(stage: .prerouting, tuple: key.original).anyPort] = .holdSYN(.pass)
-        }
-        let passage: Passage
-        if let binding, binding.datapath == .queue {
-            passage = .translateDestination(binding.host, clientPort: binding.sourcePort ?? 0)
-            flows[FlowKey(stage: .prerouting, tuple: key.original)] = .passage(passage)
-            flows[FlowKey(stage: .postrouting, tuple: reply(from: binding.host))] = .passage(
-                .translateSource(key.home, clientPort: binding.sourcePort == nil ? 0 : key.clientPort ?? 0))
-            if let watched { flows[FlowKey(stage: .prerouting, tuple: watched)] = .holdSYN(.pass) }
-        } else {
-            passage = .pass
-            // A wider binding may bring this session's packets into a queue, which they pass as they are.
-            if binding != nil, key.scope != .service {
-                flows[FlowKey(stage: .prerouting, tuple: key.original)] = .passage(.pass)
-            }
-        }
+        forEachLastingFlow { flows[$0] = $1 }
+        let passage = passage
         for (tuple, standing) in transits {
             let flow = FlowKey(stage: .prerouting, tuple: tuple)
             switch standing.transit {
@@ -253,6 +241,35 @@ public struct Session: Hashable, Sendable {
             }
         }
         return flows
+    }
+
+    /// Calls `body` with what `flows` returns, without making a dictionary where no transit stands.
+    public func forEachFlow(_ body: (FlowKey, FlowRule) -> Void) {
+        if transits.isEmpty {
+            forEachLastingFlow(body)
+        } else {
+            for (key, rule) in flows() { body(key, rule) }
+        }
+    }
+
+    /// What the binding contributes.
+    private func forEachLastingFlow(_ body: (FlowKey, FlowRule) -> Void) {
+        if isFollowing { body(FlowKey(stage: .prerouting, tuple: key.original).anyPort, .holdSYN(.pass)) }
+        // A wider binding may bring this session's packets into a queue, which they pass as they are.
+        guard let binding, binding.datapath == .queue || key.scope != .service else { return }
+        body(FlowKey(stage: .prerouting, tuple: key.original), .passage(passage))
+        guard binding.datapath == .queue else { return }
+        let clientPort = binding.sourcePort == nil ? 0 : key.clientPort ?? 0
+        body(
+            FlowKey(stage: .postrouting, tuple: reply(from: binding.host)),
+            .passage(.translateSource(key.home, clientPort: clientPort)))
+        if let watched { body(FlowKey(stage: .prerouting, tuple: watched), .holdSYN(.pass)) }
+    }
+
+    /// How the client's segments pass user space, when they come there.
+    private var passage: Passage {
+        guard let binding, binding.datapath == .queue else { return .pass }
+        return .translateDestination(binding.host, clientPort: binding.sourcePort ?? 0)
     }
 
     /// What the replies of this session's connections have as endpoints; with port 0 where any port of the client is meant, and

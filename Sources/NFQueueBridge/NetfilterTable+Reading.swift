@@ -14,8 +14,19 @@ extension NetfilterTable {
     public func elements(
         expecting isExpected: (TableElement) -> Bool = { _ in false }
     ) throws(NetlinkError) -> Set<TableElement> {
+        try elements(of: ruleset.sets, expecting: isExpected)
+    }
+
+    /// The elements of those sets that packets fill.
+    public func learntElements() throws(NetlinkError) -> Set<TableElement> {
+        try elements(of: ruleset.sets.filter(\.isDynamic)) { _ in false }
+    }
+
+    private func elements(
+        of sets: [NamedSet], expecting isExpected: (TableElement) -> Bool
+    ) throws(NetlinkError) -> Set<TableElement> {
         var all: Set<TableElement> = []
-        for definition in ruleset.sets {
+        for definition in sets {
             let found = try elements(of: definition.name, expecting: isExpected)
             if all.isEmpty { all = found } else { all.formUnion(found) }
         }
@@ -58,14 +69,52 @@ extension NetfilterTable {
             messages = 0
         } read: { message in
             messages += 1
-            let part = NftSet()
-            guard unsafe part.readElements(message) else { return }
-            part.forEachElement { key, data in
-                let value: ElementForm.Value = data.isEmpty ? .none : .octets(data)
-                if let element = ElementForm(set: name, key: key, value: value).element { elements.insert(element) }
-            }
+            unsafe Self.forEachElement(in: message, of: name) { elements.insert($0) }
         }
         return (elements, messages)
+    }
+
+    private static func forEachElement(
+        in message: UnsafePointer<nlmsghdr>, of name: SetName, _ body: (TableElement) -> Void
+    ) {
+        let part = NftSet()
+        guard unsafe part.readElements(message) else { return }
+        part.forEachElement { key, data in
+            let value: ElementForm.Value = data.isEmpty ? .none : .octets(data)
+            if let element = ElementForm(set: name, key: key, value: value).element { body(element) }
+        }
+    }
+
+    /// Whether this element is in the table now, with this value.
+    ///
+    /// - Throws: `TableError`; ENOENT when there is no table.
+    public func holds(_ element: TableElement) throws(TableError) -> Bool {
+        let form = try TableError.form(of: element)
+        let request = NftSet(table: ruleset.tableName, name: form.set.description)
+        request.append(NftElement(key: form.key))
+        var isThere = false
+        do throws(NetlinkError) {
+            try unsafe ask(NFT_MSG_GETSETELEM, flags: NLM_F_ACK) {
+                unsafe request.writeElements(to: $0)
+            } read: { message in
+                unsafe Self.forEachElement(in: message, of: form.set) { if $0 == element { isThere = true } }
+            }
+        } catch {
+            if error.errno == ENOENT, (try? exists) == true { return false }
+            throw .kernel(error, element: element)
+        }
+        return isThere
+    }
+
+    /// The generation of nf_tables in this network namespace: every transaction of any program makes the next one.
+    public func readGeneration() throws(NetlinkError) -> UInt32 {
+        var generation: UInt32?
+        try unsafe ask(NFT_MSG_GETGEN, flags: NLM_F_ACK) { _ in
+        } read: { message in
+            generation = unsafe NetlinkSocket.generation(in: message)
+        }
+        guard let generation else { throw NetlinkError(operation: .readTable, errno: ENODATA) }
+        return generation
     }
 
     /// A table of our name, if there is one.

@@ -23,6 +23,13 @@ public final class NetfilterTable {
     /// How the kernel's table queues packets; nil until `establish`.
     public private(set) var queueStatement: QueueStatement?
 
+    /// The generation of nf_tables in which the table was as this object's changes, and nobody else's, have left it; nil
+    /// when that is not known. Every transaction of any program makes the next generation; what packets add and time-outs
+    /// remove does not.
+    public private(set) var generation: UInt32?
+    /// What the latest transaction of this object has made; nil before the first.
+    public private(set) var latestGeneration: UInt32?
+
     let socket: NetlinkSocket
     private var sequence: UInt32 = 1
 
@@ -53,9 +60,8 @@ public final class NetfilterTable {
                 return .adopted
             }
             let additions = elements()
-            let forms = try additions.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
             // Another program may make or delete the table between our look and our transaction.
-            if try create(replacing: found != nil, additions, forms, mayRepeat: attempts < 5) {
+            if try create(replacing: found != nil, additions, mayRepeat: attempts < 5) {
                 guard let found else { return .created }
                 let name = found.comment.map { "“\($0)”" } ?? "no comment"
                 return .replaced(
@@ -70,6 +76,16 @@ public final class NetfilterTable {
     /// - Throws: `TableError`. ENOENT: there is no table; EEXIST: an added element is there with another value; ENFILE:
     ///   a set is full.
     public func apply(_ change: TableChange) throws(TableError) {
+        do throws(TableError) {
+            try carryOut(change)
+        } catch {
+            // The caller wanted something else than what is there.
+            generation = nil
+            throw error
+        }
+    }
+
+    private func carryOut(_ change: TableChange) throws(TableError) {
         if change.isEmpty { return }
         let removed = try change.remove.map { (element) throws(TableError) in try TableError.form(of: element) }
         let added = try change.add.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
@@ -143,13 +159,24 @@ public final class NetfilterTable {
         get throws(NetlinkError) { try readTable()?.comment == ruleset.comment }
     }
 
+    /// From this generation on the table is known: it was as it is to be then, or is about to be compared.
+    public func keepTrack(from generation: UInt32?) { self.generation = generation }
+
+    /// What is in the table is no longer what somebody believes.
+    public func loseTrack() { generation = nil }
+
     // MARK: - Transactions
 
     /// One attempt to create the table. False when it met another program's change and should be repeated.
     private func create(
-        replacing: Bool, _ additions: [TableChange.Addition], _ forms: [ElementForm], mayRepeat: Bool
+        replacing: Bool, _ additions: [TableChange.Addition], mayRepeat: Bool
     ) throws(TableError) -> Bool {
-        for statement in [QueueStatement.native, .xtTarget] {
+        var statements = [QueueStatement.native, .xtTarget]
+        // A kernel without the first would add all elements in vain.
+        if additions.count > 1000, try !wrap({ () throws(NetlinkError) in try canQueueNatively() }) {
+            statements.removeFirst()
+        }
+        for statement in statements {
             var batch = NftBatch(firstSequence: sequence)
             if replacing {
                 let old = NftTable(name: ruleset.tableName)
@@ -158,7 +185,8 @@ public final class NetfilterTable {
             var encoder = NftRulesetEncoder(ruleset, queueStatement: statement)
             encoder.write(to: &batch)
             let firstElement = Int(batch.messageCount)
-            for (addition, form) in zip(additions, forms) {
+            for addition in additions {
+                let form = try TableError.form(of: addition.element)
                 write(form, NFT_MSG_NEWSETELEM, lifetime: addition.lifetime, to: &batch)
             }
             let queueRule = encoder.queueRuleSequence.map { Int($0 &- batch.firstSequence) }
@@ -176,6 +204,15 @@ public final class NetfilterTable {
             throw .kernel(NetlinkError(operation: .createTable, errno: failure.errno), element: element)
         }
         return false
+    }
+
+    /// Whether the kernel has nf_tables' own queue statement: from a transaction that it refuses in any case.
+    private func canQueueNatively() throws(NetlinkError) -> Bool {
+        var batch = NftBatch(firstSequence: sequence)
+        var encoder = NftRulesetEncoder(ruleset, queueStatement: .native)
+        encoder.writeTrial(to: &batch)
+        let queueRule = encoder.queueRuleSequence.map { Int($0 &- batch.firstSequence) }
+        return try transact(&batch, for: .createTable).allSatisfy { $0.index != queueRule }
     }
 
     private func write(
@@ -205,9 +242,10 @@ public final class NetfilterTable {
         sequence = last &+ 2
         let first = batch.firstSequence
         while true {
-            let answers = try unsafe batch.withOctets { (octets) throws(NetlinkError) in
+            let outcome = try unsafe batch.withOctets { (octets) throws(NetlinkError) in
                 try unsafe socket.transact(octets, for: operation)
             }
+            let answers = outcome.answers
             let failures = answers.filter { $0.errno != 0 }
                 .map { TransactionFailure(index: Int($0.sequence &- first), errno: $0.errno) }
             // Interrupted by a signal or by another program's transaction: nothing has happened.
@@ -215,9 +253,18 @@ public final class NetfilterTable {
             if failures.isEmpty, !answers.contains(where: { $0.sequence == last }) {
                 throw NetlinkError(operation: operation, errno: ETIMEDOUT)
             }
+            if let next = outcome.generation {
+                // Anybody else's transaction since the last of ours shows as a gap.
+                if let known = generation, next != NetfilterTable.generation(after: known) { generation = nil }
+                if generation != nil { generation = next }
+                latestGeneration = next
+            }
             return failures.sorted { $0.index < $1.index }
         }
     }
+
+    /// The kernel passes over 0 (nf_tables_commit).
+    private static func generation(after generation: UInt32) -> UInt32 { generation == .max ? 1 : generation + 1 }
 
     func nextSequence() -> UInt32 {
         defer { sequence &+= 1 }

@@ -16,7 +16,8 @@ struct NftBatch: ~Copyable {
     let firstSequence: UInt32
     /// Messages so far, the beginning of the transaction included.
     private(set) var messageCount: UInt32 = 0
-    /// Where the last message but the end starts.
+    /// Where the first message behind the beginning starts, and where the last one but the end.
+    private var firstStart = 0
     private var lastStart = 0
 
     /// An empty transaction.
@@ -25,6 +26,7 @@ struct NftBatch: ~Copyable {
         capacity = 4 * Self.headroom
         unsafe octets = .allocate(byteCount: capacity, alignment: 8)
         unsafe append { unsafe nftnl_batch_begin($0, $1) }
+        firstStart = count
     }
 
     deinit { unsafe octets.deallocate() }
@@ -45,13 +47,17 @@ struct NftBatch: ~Copyable {
         }
     }
 
-    /// Ends the transaction. The kernel acknowledges the last message; failures it reports anyway.
+    /// Ends the transaction. The kernel acknowledges the last message; failures it reports anyway. When it has changed
+    /// something, it tells the generation that this has made: to whoever has the first message echoed
+    /// (nf_tables_gen_notify).
     ///
     /// - Returns: that message's sequence number.
     mutating func end() -> UInt32 {
         let last = nextSequence &- 1
         unsafe octets.advanced(by: lastStart).assumingMemoryBound(to: nlmsghdr.self).pointee.nlmsg_flags |=
             UInt16(NLM_F_ACK)
+        unsafe octets.advanced(by: firstStart).assumingMemoryBound(to: nlmsghdr.self).pointee.nlmsg_flags |=
+            UInt16(NLM_F_ECHO)
         unsafe append { unsafe nftnl_batch_end($0, $1) }
         return last
     }

@@ -35,8 +35,22 @@ struct NftRulesetEncoder {
         // All chains before the first rule: rules name chains.
         for chain in ruleset.chains { write(chain, to: &batch) }
         for chain in ruleset.chains {
-            for rule in chain.rules { write(rule, of: chain.name, to: &batch) }
+            for rule in chain.rules { write(rule, of: chain.name, in: ruleset.tableName, to: &batch) }
         }
+    }
+
+    /// Adds messages that make a table with nothing but the chain that queues, and one more, which fails.
+    mutating func writeTrial(to batch: inout NftBatch) {
+        let name = ruleset.tableName + "-trial"
+        let table = NftTable(name: name)
+        let chain = NftChain(table: name, name: ChainName.enqueue.rawValue)
+        unsafe batch.append(NFT_MSG_NEWTABLE, flags: NLM_F_CREATE | NLM_F_EXCL) { unsafe table.write(to: $0) }
+        unsafe batch.append(NFT_MSG_NEWCHAIN, flags: NLM_F_CREATE) { unsafe chain.write(to: $0) }
+        for statements in ruleset.chains.first(where: { $0.name == .enqueue })?.rules ?? [] {
+            write(statements, of: .enqueue, in: name, to: &batch)
+        }
+        let absent = NftTable(name: name + "-absent")
+        unsafe batch.append(NFT_MSG_DELTABLE) { unsafe absent.write(to: $0) }
     }
 
     private mutating func write(_ definition: NamedSet, to batch: inout NftBatch) {
@@ -67,12 +81,14 @@ struct NftRulesetEncoder {
         unsafe batch.append(NFT_MSG_NEWCHAIN, flags: NLM_F_CREATE) { unsafe chain.write(to: $0) }
     }
 
-    private mutating func write(_ statements: [Statement], of chain: ChainName, to batch: inout NftBatch) {
+    private mutating func write(
+        _ statements: [Statement], of chain: ChainName, in table: String, to batch: inout NftBatch
+    ) {
         var anonymousSets: [AddressFamily: UInt32] = [:]
         for case .isICMPError(let family) in statements {
             anonymousSets[family] = writeErrorTypes(family, to: &batch)
         }
-        let rule = NftRule(table: ruleset.tableName, chain: chain.rawValue)
+        let rule = NftRule(table: table, chain: chain.rawValue)
         var encoder = NftRuleEncoder(queueStatement: queueStatement, anonymousSets: anonymousSets)
         for statement in statements {
             if case .queue = statement { queueRuleSequence = batch.nextSequence }

@@ -104,7 +104,7 @@ extension FlowTable {
         // Conntrack comes after prerouting. It holds the checksum of a packet that user space has returned, also of one
         // that is to be cut, against the packet as a whole (`nf_ip_checksum`), and calls it invalid if it is wrong.
         let checksum = stage == .prerouting && checksum == .segmented ? ChecksumState.pending : checksum
-        switch slots[slot].rule {
+        switch rule(at: slot) {
         case .passage(let passage), .reconnected(let passage):
             guard tcp.flags(in: packet.span).contains(.syn) else {
                 var judgement = pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
@@ -134,7 +134,7 @@ extension FlowTable {
             var judgement = pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
             // A SYN that cannot pass opens nothing: the client sends it again.
             guard judgement.ruling != .drop else { return judgement }
-            slots[slot].rule = .reconnected(passage)
+            reconnect(at: slot, by: passage)
             judgement.observed = observed
             return judgement
         }
@@ -202,7 +202,7 @@ extension FlowTable {
             let slot = covering(FlowKey(stage: stage, tuple: quoted.reversed))
         else { return Judgement(.accept, note: .unknownFlow) }
         let passage: Passage
-        switch slots[slot].rule {
+        switch rule(at: slot) {
         case .freeze, .awaitSYN, .awaitDecision: return Judgement(.drop, note: .icmp)
         case .passage(let rule), .reconnected(let rule), .holdSYN(let rule): passage = rule
         }

@@ -110,7 +110,7 @@ import Wire
             }
         }
         for key in keys { table.set(key, .freeze) }
-        // Half full at most: a random table needs about 0.5 further slots on the average, and a few dozen at worst.
+        // Five slots in eight are taken: a random table needs about 0.8 further ones on the average, and a few dozen at worst.
         let probes = keys.map { table.probes($0) }
         #expect(Double(probes.reduce(0, +)) / Double(keys.count) < 1.0)
         #expect((probes.max() ?? 0) < 100)

@@ -28,8 +28,16 @@ int nfqmig_has_capability(unsigned capability);
 /// ioctl(2) is variadic. The largest MTU of this network namespace's interfaces that are up, loopback apart; 0 for none.
 unsigned nfqmig_largest_mtu(void);
 
-/// malloc_trim(3) is in malloc.h, which Glibc's module map leaves out. Gives unused memory of the heap back.
+/// mallopt(3) is in malloc.h, which Glibc's module map leaves out. From `large` octets on, memory comes from the system and
+/// goes back to it at once; of what is smaller, twice as much may be kept unused at the end of a heap.
+void nfqmig_limit_heap(int large);
+
+/// malloc_trim(3) is there too. Gives unused memory of the heap back.
 void nfqmig_trim_heap(void);
+
+/// SO_NETNS_COOKIE (Linux 5.14) is not in every libc's headers. The number of the calling thread's network namespace, which
+/// no other one has until the machine boots again; 0 when there is none.
+uint64_t nfqmig_network_cookie(void);
 
 /// setns(2) is _GNU_SOURCE. Moves the calling thread into the network namespace open as `fd`. Returns 0 or -errno.
 int nfqmig_enter_network_namespace(int fd);

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+internal import Logging
+internal import Migration
+internal import NFQueueBridge
+internal import Rewriter
+internal import Ruleset
+internal import Wire
+
+/// What of the table a daemon that starts has to hold against its sessions.
+enum TableComparison: String {
+    /// It has just been made from them.
+    case nothing
+    /// What packets fill and time-outs remove: nobody has changed the rest since journal and table agreed.
+    case learnt
+    case everything
+}
+
+extension Coordinator {
+    /// What the queue threads are to know of all sessions. What a client's sessions share is there once.
+    func flows() -> [(key: FlowKey, rule: FlowRule)] {
+        var flows: [(key: FlowKey, rule: FlowRule)] = []
+        flows.reserveCapacity(2 * sessions.count)
+        var ofAnyPort: Set<FlowKey> = []
+        for session in sessions.values {
+            session.forEachFlow { key, rule in
+                if key.tuple.source.port != 0 || ofAnyPort.insert(key).inserted { flows.append((key, rule)) }
+            }
+        }
+        return flows
+    }
+
+    /// What the table is to hold for all sessions. What several share is there once.
+    func additions() -> [TableChange.Addition] {
+        var additions: [TableChange.Addition] = []
+        additions.reserveCapacity(2 * sessions.count)
+        var shared: Set<TableElement> = []
+        for session in sessions.values {
+            session.forEachElement { element, lifetime in
+                if element.isShared, !shared.insert(element).inserted { return }
+                additions.append(TableChange.Addition(element: element, lifetime: lifetime))
+            }
+        }
+        additions += gateway.translationElements.map { TableChange.Addition(element: $0) }
+        return additions
+    }
+
+    /// How much of an adopted table has to be compared, and from when on it is known.
+    func comparison(after end: OrderlyEnd?) throws -> TableComparison {
+        let generation = try gateway.table.readGeneration()
+        gateway.table.keepTrack(from: generation)
+        // Each transit is asked for by itself: beyond some thousand of them a list costs less.
+        let transits = sessions.values.reduce(0) { $0 + $1.transits.count }
+        return end != nil && end == OrderlyEnd(generation: generation) && transits < 2000 ? .learnt : .everything
+    }
+
+    /// Leaves word for the next daemon when it is certain that journal and table agree.
+    func writeOrderlyEnd() {
+        guard isReconciled, let generation = gateway.table.generation else { return }
+        do {
+            guard try gateway.table.readGeneration() == generation, let end = OrderlyEnd(generation: generation) else {
+                return
+            }
+            try journal.write(end)
+        } catch {
+            logger.error("\(error)")
+        }
+    }
+
+    /// Makes sessions and table agree: what the table has learnt or let go since the journal was written, and what it holds
+    /// too much or too little. Writes the sessions that this changes, and those given, and returns the flows that the queue
+    /// threads need no more.
+    func reconcile(_ comparison: TableComparison, writing given: [Session]) throws -> Set<FlowKey> {
+        if comparison == .nothing { gateway.table.keepTrack(from: gateway.table.latestGeneration) }
+        var wanted = wantedElements(comparison)
+        let present = try presentElements(comparison) { wanted[$0] != nil }
+        var batch = JournalBatch()
+        batch.sessions = given
+        var left: Set<FlowKey> = []
+        for (old, session) in comparison == .nothing ? [] : changes(to: present) {
+            if session.transits.count != old.transits.count { batch.sessions.append(session) }
+            sessions[old.key] = session.isIdle ? nil : session
+            let elements = session.elements()
+            for element in old.elements().keys where elements[element] == nil && !element.isShared {
+                wanted[element] = nil
+            }
+            if comparison == .everything {
+                wanted.merge(elements) { first, _ in first }
+            } else {
+                for (element, lifetime) in elements where element.isLearnt { wanted[element] = .some(lifetime) }
+            }
+            let flows = session.flows()
+            left.formUnion(old.flows().keys.filter { flows[$0] == nil })
+        }
+        for session in sessions.values {
+            if !session.transits.isEmpty { scheduleExpiry(of: session, since: Session(key: session.key)) }
+            if !left.isEmpty { session.forEachFlow { key, _ in left.remove(key) } }
+            gateway.adopt(session)
+        }
+        try journal.write(batch)
+        var change = TableChange()
+        change.remove = present.filter {
+            wanted[$0] == nil && (comparison == .everything || $0.isLearnt || $0.isOfTranslation)
+        }
+        change.add = wanted.filter { !present.contains($0.key) }.map { .init(element: $0.key, lifetime: $0.value) }
+        if !change.isEmpty { try gateway.table.apply(change) }
+        logger.notice(
+            "\(sessions.count) sessions; table: \(change.add.count) elements added, \(change.remove.count) removed",
+            metadata: ["compared": "\(comparison)"])
+        return left
+    }
+
+    /// What the sessions want of that which is compared.
+    private func wantedElements(_ comparison: TableComparison) -> [TableElement: UInt32?] {
+        var wanted: [TableElement: UInt32?] = [:]
+        if comparison == .nothing { return wanted }
+        // Which of them there are has been found out anew.
+        for element in gateway.translationElements { wanted[element] = .some(nil) }
+        if comparison == .everything { wanted.reserveCapacity(2 * sessions.count) }
+        for session in sessions.values {
+            session.forEachElement { element, lifetime in
+                guard comparison == .everything || element.isLearnt else { return }
+                if wanted[element] == nil { wanted[element] = .some(lifetime) }
+            }
+        }
+        return wanted
+    }
+
+    /// What the table holds of that which is compared, and those transits of the sessions that still stand.
+    private func presentElements(
+        _ comparison: TableComparison, expecting isExpected: (TableElement) -> Bool
+    ) throws -> Set<TableElement> {
+        switch comparison {
+        case .nothing: return []
+        case .everything: return try gateway.table.elements(expecting: isExpected)
+        case .learnt:
+            var present = try gateway.table.learntElements().union(gateway.table.translations())
+            for session in sessions.values {
+                for (tuple, standing) in session.transits {
+                    let element = standing.element(tuple)
+                    if try gateway.table.holds(element) { present.insert(element) }
+                }
+            }
+            return present
+        }
+    }
+
+    /// The sessions that are not what the table says.
+    private func changes(to present: Set<TableElement>) -> [(from: Session, to: Session)] {
+        let learnt = LearntReplies(present)
+        var changes: [(from: Session, to: Session)] = []
+        for old in sessions.values {
+            let mayHaveLearnt = old.binding?.datapath == .queue && !learnt.isEmpty
+            if old.transits.isEmpty && old.replies.isEmpty && !mayHaveLearnt { continue }
+            var session = old
+            // The kernel's clock has gone on: what it no longer holds is over. A new kernel has no old connections.
+            for (tuple, standing) in session.transits where !present.contains(standing.element(tuple)) {
+                session.transits[tuple] = nil
+            }
+            if !session.replies.isEmpty {
+                session.replies = session.replies.filter { present.contains(.reply($0)) }
+            }
+            if session.binding?.datapath == .queue {
+                let (key, home) = (session.key, session.key.home)
+                for tuple in learnt.replies(of: session)
+                where session.hostSide != nil || boundSession(of: tuple.destination, home: home)?.key == key {
+                    session.replies.insert(tuple)
+                }
+            }
+            if !session.transits.isEmpty {
+                session.replies.formUnion(session.trailingReplies.filter { present.contains(.reply($0)) })
+            }
+            if session != old { changes.append((old, session)) }
+        }
+        return changes
+    }
+}
+
+extension StandingTransit {
+    /// The element that stands for it.
+    fileprivate func element(_ tuple: FourTuple) -> TableElement {
+        transit == .guarded ? .guard(tuple) : .divert(tuple)
+    }
+}
+
+/// The replies that a table holds, by what a session knows of its own.
+private struct LearntReplies {
+    private var every: Set<FourTuple> = []
+    /// By the host's endpoint, and by that and the client's address (with port 0).
+    private var ofHost: [Endpoint: [FourTuple]] = [:]
+    private var ofClient: [FourTuple: [FourTuple]] = [:]
+
+    init(_ elements: Set<TableElement>) {
+        for case .reply(let tuple) in elements {
+            every.insert(tuple)
+            ofHost[tuple.source, default: []].append(tuple)
+            ofClient[Self.anyPort(tuple), default: []].append(tuple)
+        }
+    }
+
+    var isEmpty: Bool { every.isEmpty }
+
+    private static func anyPort(_ tuple: FourTuple) -> FourTuple {
+        FourTuple(source: tuple.source, destination: Endpoint(address: tuple.destination.address, port: 0))
+    }
+
+    /// Those that may be answers to connections of this session.
+    func replies(of session: Session) -> [FourTuple] {
+        let any = FourTuple(source: session.host, destination: session.key.clientEndpoint)
+        let reply = session.hostSide?.reversed ?? any
+        switch session.key.scope {
+        case .connection: return every.contains(reply) ? [reply] : []
+        case .client: return ofClient[reply] ?? []
+        case .service: return ofHost[session.host] ?? []
+        }
+    }
+}

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A daemon that starts after an orderly end takes the table as it was left, but for what packets and time-outs change; after
+a crash, after a failure to write the journal, and whenever another program has changed anything, it compares everything."""
+
+import os
+import re
+import sqlite3
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+
+import tap
+from inspection import elements
+from lab import address
+from product import DONE
+from stage import Stage
+
+PORT = 7000
+# What was compared, and what came of it.
+FOUND = re.compile(r"compared=(\w+).*table: (\d+) elements added, (\d+) removed")
+
+
+def restarted(stage, end, between=lambda: None):
+    """End the daemon, do something, start it: (what it compared, elements added, elements removed)."""
+    end()
+    between()
+    stage.daemon.start()
+    last = FOUND.findall(stage.daemon.tail())[-1]
+    return last[0], int(last[1]), int(last[2])
+
+
+def standing(stage):
+    """The table's elements without their times."""
+    return sorted((each[0], re.sub(r'"expires": \d+', "", each[1])) for each in elements(stage.lab))
+
+
+def nft(stage, *words):
+    stage.lab.run("g", "nft", *words)
+
+
+def damage(stage):
+    """Take the binding of the first session out of the table, as another program may."""
+    nft(stage, "delete", "element", "inet", "nfqmigd", "connection4",
+        "{ %s . 41000 . %s . %d }" % (address("c"), address("a"), PORT))
+
+
+def body(case):
+    with Stage([PORT]) as stage:
+        daemon = stage.daemon
+        stage.open("s", "rr", PORT, sport=41000)
+        stage.open("q", "rr", PORT, sport=41001)
+        answer, up, _ = stage.moved("s", "b", "--datapath", "kernel")
+        case.ok(answer.code == DONE and bool(up), "a session is moved, datapath kernel", lambda: str(answer))
+        answer, up, _ = stage.moved("q", "d", "--datapath", "queue")
+        case.ok(answer.code == DONE and bool(up), "and another one, datapath queue", lambda: str(answer))
+
+        # The guards of the second one still stand.
+        transits = [session["transits"] for session in daemon.sessions()]
+        found = restarted(stage, daemon.stop)
+        case.equal(found[0], "learnt", "after an orderly end only what is learnt and in transit is compared")
+        case.ok(sum(transits) > 0 and [session["transits"] for session in daemon.sessions()] == transits,
+                "transits that still stand are known", lambda: "%s, then %s" % (transits, daemon.sessions()))
+        found = restarted(stage, daemon.stop, lambda: time.sleep(5))
+        case.ok(found[0] == "learnt" and all(session["transits"] == 0 for session in daemon.sessions()),
+                "and those that have ended meanwhile are not", lambda: "%s %s" % (found, daemon.sessions()))
+        held = standing(stage)
+        case.equal(restarted(stage, daemon.kill), ("everything", 0, 0), "a comparison of everything finds nothing to do")
+        case.equal(standing(stage), held, "and the table is the same")
+
+        for client in "sq":
+            mark = stage.client.mark()
+            stage.client.cycle(client, 0)
+            up = stage.client.await_up(client, "BD"["sq".index(client)], mark, 5)
+            case.ok(bool(up), "%s reconnects to its host" % client)
+        case.equal(restarted(stage, daemon.stop)[0], "learnt", "packets that fill sets are no other program")
+
+        case.equal(restarted(stage, daemon.stop, lambda: damage(stage)), ("everything", 1, 0),
+                   "an element that was deleted while no daemon ran is found, and made again")
+        damage(stage)
+        case.equal(restarted(stage, daemon.stop), ("everything", 1, 0), "and so is one that was deleted while one ran")
+        case.equal(standing(stage), held, "the table is the same")
+        found = restarted(stage, daemon.stop, lambda: (nft(stage, "add", "table", "inet", "other"),
+                                                       nft(stage, "delete", "table", "inet", "other")))
+        case.equal(found, ("everything", 0, 0), "a change of another table is another program's too")
+        case.equal(restarted(stage, daemon.stop)[0], "learnt", "after which the table is known again")
+
+        path = os.path.join(daemon.settings["state-directory"], "journal.sqlite")
+        database = sqlite3.connect(path, isolation_level=None)
+        database.execute("BEGIN IMMEDIATE")
+        answer, _ = stage.migrate("s", "d", "--datapath", "kernel")
+        case.ok(answer.code != DONE, "a migration that cannot be written down fails", lambda: str(answer))
+        database.execute("ROLLBACK")
+        database.close()
+        case.equal(restarted(stage, daemon.stop), ("everything", 0, 0), "and the next start trusts nothing")
+        answer, up, _ = stage.moved("s", "return")
+        case.ok(answer.code == DONE and bool(up), "home again", lambda: str(answer))
+        answer, up, _ = stage.moved("q", "return")
+        case.ok(answer.code == DONE and bool(up), "and the other one", lambda: str(answer))
+        stage.clean(case)
+        stage.healthy(case)
+
+
+if __name__ == "__main__":
+    tap.main(body)
