@@ -36,11 +36,16 @@ test: deps unit integration ## Run all tests: units, and the programs between ne
 unit: lint-imports ## Run the Swift tests
 	$(SUDO) $(SWIFT) test $(FLAGS) --disable-testable-imports
 
+# The cases in which it matters who writes the packets of datapath queue run with both treatments.
+REWRITTEN := a f i l u v y
+
 integration: build ## Run the quick integration cases (root)
 	$(SUDO) python3 integration/run.py --quick
+	$(SUDO) python3 integration/run.py --quick --treatment rewrite $(REWRITTEN)
 
 integration-full: build ## Run all integration cases in full length (root; about an hour)
 	$(SUDO) python3 integration/run.py --full
+	$(SUDO) python3 integration/run.py --full --treatment rewrite $(REWRITTEN)
 
 demo: deps build ## Show four migrations under load, on this machine alone (root)
 	$(SUDO) python3 integration/demo.py

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The product under test: nfqmigd in the gateway's namespace, nfqmigctl beside it.
 
-The programs are taken from the directory NFQMIG_BIN, else from .build/release of this checkout.
+The programs are taken from the directory NFQMIG_BIN, else from .build/release of this checkout. NFQMIG_TREATMENT is who writes
+the packets of datapath queue, where a case does not say.
 """
 
 import json
@@ -85,6 +86,8 @@ class Daemon:
         self.log = lab.path("nfqmigd.log")
         self.settings = {"socket": self.socket, "state-directory": lab.path("state"), "queues": 2,
                          "guard-proven": 2, "guard-unproven": 86400, "service": EVERYTHING}
+        if os.environ.get("NFQMIG_TREATMENT"):
+            self.settings["treatment"] = os.environ["NFQMIG_TREATMENT"]
         self.settings.update({name.replace("_", "-"): value for name, value in settings.items()})
         self.child = None
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs the integration cases: all of them, or those whose file names contain one of the words given.
 
-    run.py [--full] [--verbose] [--selftest] [WORD...]
+    run.py [--full] [--verbose] [--selftest] [--treatment mark|rewrite] [WORD...]
 
 The short versions take a few minutes; --full runs the large ones. Exit status 0 when no case failed.
 """
@@ -67,8 +67,11 @@ def main():
     choice.add_argument("--quick", action="store_true", help="the short versions (the default)")
     parser.add_argument("--verbose", action="store_true", help="print every assertion and note")
     parser.add_argument("--selftest", action="store_true", help="test the lab itself first")
+    parser.add_argument("--treatment", choices=("mark", "rewrite"), help="who writes the packets of datapath queue: not the default")
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
+    if options.treatment:
+        os.environ["NFQMIG_TREATMENT"] = options.treatment
     # A line at a time, whether or not a terminal reads it.
     sys.stdout.reconfigure(line_buffering=True)
     for name in sweep():

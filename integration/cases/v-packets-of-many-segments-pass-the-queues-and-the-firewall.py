@@ -9,6 +9,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
+import inspection
 import tap
 from stage import Stage
 
@@ -54,6 +55,10 @@ def one(case, stage, family, datapath):
         # Else the case has not seen what it is about.
         case.ok(octets > 2000 * packets, "packets of many segments pass the queues" + what,
                 lambda: "%d octets in %d packets" % (octets, packets))
+        # Who writes the packets is what the setting says.
+        known = {name for name, _, _ in inspection.elements(stage.lab)}
+        case.equal("endpoint_port%d" % family in known, stage.daemon.settings.get("treatment") != "rewrite",
+                   "the kernel knows what to write for a mark" + what)
     stage.migrate(name, "return")
     stage.client.close(name)
 
