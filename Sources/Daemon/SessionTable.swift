@@ -58,7 +58,7 @@ package struct SessionTable: Sequence {
     /// A rewritten connection of a session is answered with this four-tuple. Costs the same however many there are, unless
     /// the caller holds a copy of the session.
     package mutating func learn(_ reply: FourTuple, of key: SessionKey) {
-        guard replyHolders[reply] != key, sessions[key]?.replies.insert(reply).inserted == true else { return }
+        guard sessions[key]?.replies.insert(reply).inserted == true else { return }
         replyHolders[reply] = key
     }
 
