@@ -298,6 +298,12 @@ public struct SessionChange: Sendable {
     init() {}
 
     public init(from old: Session, to new: Session) {
+        var (old, new) = (old, new)
+        // From replies that stay as they are nothing follows, and there may be tens of thousands.
+        if old.replies == new.replies, old.binding == new.binding {
+            old.replies = []
+            new.replies = []
+        }
         let before = old.elements()
         let after = new.elements()
         // An element whose lifetime starts anew is removed and added.

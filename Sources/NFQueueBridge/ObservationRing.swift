@@ -50,7 +50,7 @@ public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchec
     /// Values lost because the ring was full.
     public var overflows: UInt64 { lost.load(ordering: .relaxed) }
 
-    /// Whether there is nothing to drain.
+    /// Whether there is nothing to drain at this moment.
     public var isEmpty: Bool { head.load(ordering: .relaxed) == tail.load(ordering: .acquiring) }
 
     /// Whether the consumer has been woken since it rested last: it has to look by itself now and then, or to `rest`.

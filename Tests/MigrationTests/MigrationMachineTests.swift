@@ -359,6 +359,26 @@ import Wire
         }
     }
 
+    @Test func `replies that stay are no part of a change, what they stood for goes with the binding`() {
+        var bound = Session(key: SessionKey(client: nil, clientPort: nil, home: Cast.home))
+        bound.binding = Binding(host: Cast.b, datapath: .queue)
+        let reply = FourTuple(source: Cast.b, destination: Cast.client)
+        bound.replies = [reply]
+        var stopping = bound
+        stopping.transits[Cast.connection.clientSide] = StandingTransit(
+            transit: .frozen, host: Cast.home, lifetime: 60, migration: 1)
+        let stop = SessionChange(from: bound, to: stopping)
+        #expect(stop.removedElements.isEmpty)
+        #expect(stop.addedElements.map(\.element) == [.divert(Cast.connection.clientSide, .queue)])
+        var unbound = bound
+        unbound.binding = nil
+        let end = SessionChange(from: bound, to: unbound)
+        #expect(end.removedElements.contains(.icmpPeer(Cast.client.address)))
+        #expect(!end.removedElements.contains(.reply(reply)))
+        unbound.replies = []
+        #expect(SessionChange(from: bound, to: unbound).removedElements.contains(.reply(reply)))
+    }
+
     @Test func `the queue datapath's binding outlives its transit on the same four-tuple`() {
         var driver = MigrationDriver(Cast.request(to: Cast.b, datapath: .queue))
         driver.tell(.requested)
