@@ -119,7 +119,7 @@ public struct ElementForm: Hashable, Sendable {
 /// Addresses and ports in the order of a key.
 private struct Parts {
     let family: AddressFamily
-    private var addresses: [IPAddress] = []
+    private var isMixed = false
     private var octets: [UInt8] = []
 
     init(_ tuple: FourTuple) {
@@ -145,17 +145,27 @@ private struct Parts {
     }
 
     private mutating func append(_ address: IPAddress) {
-        addresses.append(address)
-        octets += address.octets
+        if address.family != family { isMixed = true }
+        if octets.isEmpty { octets.reserveCapacity(family == .ipv4 ? 16 : 40) }
+        switch address {
+        case .v4(let address): append(UInt64(address.rawValue), octets: 4)
+        case .v6(let address):
+            append(address.high, octets: 8)
+            append(address.low, octets: 8)
+        }
+    }
+
+    private mutating func append(_ number: UInt64, octets count: UInt64) {
+        for place in (0..<count).reversed() { octets.append(UInt8(truncatingIfNeeded: number >> (8 * place))) }
     }
 
     private mutating func append(_ endpoint: Endpoint) {
         append(endpoint.address)
-        octets += [UInt8(endpoint.port >> 8), UInt8(truncatingIfNeeded: endpoint.port), 0, 0]
+        append(UInt64(endpoint.port) << 16, octets: 4)
     }
 
     func octets(of family: AddressFamily, in element: TableElement) throws(MixedFamilies) -> [UInt8] {
-        guard addresses.allSatisfy({ $0.family == family }) else { throw MixedFamilies(element: element) }
+        guard !isMixed, self.family == family else { throw MixedFamilies(element: element) }
         return octets
     }
 }
