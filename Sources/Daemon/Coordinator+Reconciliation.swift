@@ -17,31 +17,17 @@ enum TableComparison: String {
 }
 
 extension Coordinator {
-    /// What the queue threads are to know of all sessions. What a client's sessions share is there once.
-    func flows() -> [(key: FlowKey, rule: FlowRule)] {
-        var flows: [(key: FlowKey, rule: FlowRule)] = []
-        flows.reserveCapacity(2 * sessions.count)
-        var ofAnyPort: Set<FlowKey> = []
-        for session in sessions.values {
-            session.forEachFlow { key, rule in
-                if key.tuple.source.port != 0 || ofAnyPort.insert(key).inserted { flows.append((key, rule)) }
-            }
-        }
-        return flows
-    }
-
-    /// What the table is to hold for all sessions. What several share is there once.
-    func additions() -> [TableChange.Addition] {
+    /// What the table is to hold for sessions. What several share is there once.
+    static func additions(for sessions: [Session]) -> [TableChange.Addition] {
         var additions: [TableChange.Addition] = []
         additions.reserveCapacity(2 * sessions.count)
         var shared: Set<TableElement> = []
-        for session in sessions.values {
+        for session in sessions {
             session.forEachElement { element, lifetime in
                 if element.isShared, !shared.insert(element).inserted { return }
                 additions.append(TableChange.Addition(element: element, lifetime: lifetime))
             }
         }
-        additions += gateway.translationElements.map { TableChange.Addition(element: $0) }
         return additions
     }
 

@@ -18,25 +18,20 @@ extension Coordinator {
         // Left to itself, the library raises its limits with the first large array, and keeps up to 64 MiB for the next.
         nfqmig_limit_heap(1 << 18)
         let end = try journal.takeOrderlyEnd()
-        let contents = try journal.load()
+        var contents = try journal.load()
         try beginEvents()
         lastMigration = max(contents.lastMigration, contents.sessions.map(\.id).max() ?? 0)
-        sessions = SessionTable(contents.sessions)
-        var takenBack: [Session] = []
-        for entry in contents.migrations where entry.stage == .switching {
-            guard let before = entry.before.session else { continue }
-            sessions[before.key] = before.isIdle ? nil : before
-            takenBack.append(before)
-            logger.notice("migration \(entry.id) was not switched for good: taken back")
-        }
+        var known = contents.sessions
+        contents.sessions = []
+        let takenBack = takeBack(contents.migrations, in: &known)
         // A new kernel has no old connections, and so nothing to stop or to learn from.
         if try !gateway.table.exists {
-            for session in sessions.values.filter({ !$0.transits.isEmpty }) {
-                sessions[session.key]?.transits = [:]
-            }
+            for place in known.indices where !known[place].transits.isEmpty { known[place].transits = [:] }
         }
         // The queues come first: another daemon has them bound, and then this one must not touch the table.
-        try gateway.startQueues(configuration, flows: flows())
+        try gateway.startQueues(configuration, knowing: known)
+        // The kernel has most of the work now, if there is any.
+        let table = ParallelComputation { [known] in SessionTable(known) }
         let options = gateway.options
         logger.notice(
             "\(configuration.queues) queues from number \(configuration.firstQueue) on",
@@ -46,7 +41,11 @@ extension Coordinator {
             ])
         for queue in gateway.queues { if let shortfall = queue.shortfall { logger.warning("\(shortfall)") } }
         // A table that has to be made, or made anew by another version, knows its elements from the first packet on.
-        let established = try gateway.table.establish(carrying: additions())
+        let established = try gateway.table.establish(
+            carrying: Self.additions(for: known)
+                + gateway.translationElements.map { TableChange.Addition(element: $0) })
+        known = []
+        sessions = table.result()
         logger.notice(
             "table \(established)", metadata: ["queue": "\(gateway.table.queueStatement.map { "\($0)" } ?? "unknown")"])
         let comparison =
@@ -70,6 +69,21 @@ extension Coordinator {
         nfqmig_limit_heap(4 << 20)
         isReconciled = true
         if policy.services.isEmpty { warnOfEmptyPolicy() }
+    }
+
+    /// Puts sessions back whose migrations were not switched for good; returns them as they are to be.
+    private func takeBack(_ migrations: [JournaledMigration], in sessions: inout [Session]) -> [Session] {
+        var takenBack: [Session] = []
+        for entry in migrations where entry.stage == .switching {
+            guard let before = entry.before.session else { continue }
+            takenBack.append(before)
+            logger.notice("migration \(entry.id) was not switched for good: taken back")
+        }
+        if takenBack.isEmpty { return [] }
+        let before = Dictionary(takenBack.map { ($0.key, $0) }) { $1 }
+        sessions.removeAll { before[$0.key] != nil }
+        sessions += before.values.filter { !$0.isIdle }
+        return takenBack
     }
 
     /// Takes up a migration of which an earlier process had passed the point of no return: what it still stops is reset

@@ -46,11 +46,11 @@ final class Gateway {
             mark: configuration.mark, firstQueue: configuration.firstQueue, queueCount: configuration.queues)
     }
 
-    /// Binds the queues and starts their threads, each knowing `flows` before its first packet. What is translated by a mark
-    /// is dropped until the table has `translationElements`.
-    func startQueues(_ configuration: Configuration, flows: [(key: FlowKey, rule: FlowRule)]) throws {
+    /// Binds the queues and starts their threads, each knowing the flows of these sessions before its first packet. What is
+    /// translated by a mark is dropped until the table has `translationElements`.
+    func startQueues(_ configuration: Configuration, knowing sessions: [Session]) throws {
         if treatment == .mark {
-            let wanted = Set(flows.compactMap(\.rule.translation))
+            let wanted = Self.translations(of: sessions)
             if try table.isEstablished { translations.adopt(try table.translations(), for: wanted) }
             _ = try translations.number(wanted)
             options.copyRange = Self.markedCopyRange
@@ -59,12 +59,12 @@ final class Gateway {
         options.maximumLength = configuration.queueLength
         options.sizeBuffers(mtu: Int(nfqmig_largest_mtu()))
         let options = options
+        let initial = InitialFlows(of: sessions, takers: configuration.queues)
         for index in 0..<configuration.queues {
             let ring = try ObservationRing<Observation>(capacity: 4096)
             let seed = generator.next()
             let mark = configuration.mark
             let (treatment, marks) = (treatment, translations.marks)
-            let initial = InitialFlows(flows)
             let thread = try QueueThread<PacketHandler>(queue: configuration.firstQueue + index, options: options) {
                 PacketHandler(
                     observations: ring, mark: mark, seed: seed, queue: index, treatment: treatment, marks: marks,
@@ -103,6 +103,20 @@ final class Gateway {
             throw error
         }
         try post(removals(change))
+    }
+
+    private static func translations(of sessions: [Session]) -> Set<Translation> {
+        var translations: Set<Translation> = []
+        var last: Translation?
+        for session in sessions {
+            session.forEachFlow { _, rule in
+                // One session after the other has the same, mostly.
+                guard let translation = rule.translation, translation != last else { return }
+                last = translation
+                translations.insert(translation)
+            }
+        }
+        return translations
     }
 
     /// The elements by which the kernel translates.
@@ -186,17 +200,41 @@ final class Gateway {
     }
 }
 
-/// What a queue thread is to know from the start, until it has taken it: the thread outlives the need for it by far.
+/// What the queue threads are to know from the start. The first that asks makes it of the sessions, and it is gone when all
+/// have it: the threads outlive the need for it by far.
 private final class InitialFlows: Sendable {
-    private let flows: Mutex<[(key: FlowKey, rule: FlowRule)]>
+    private struct State {
+        var sessions: [Session]
+        var flows: [(key: FlowKey, rule: FlowRule)] = []
+        var takers: UInt16
+    }
 
-    init(_ flows: [(key: FlowKey, rule: FlowRule)]) { self.flows = Mutex(flows) }
+    private let state: Mutex<State>
+
+    init(of sessions: [Session], takers: UInt16) { state = Mutex(State(sessions: sessions, takers: takers)) }
 
     func take() -> [(key: FlowKey, rule: FlowRule)] {
-        flows.withLock { flows in
-            defer { flows = [] }
+        state.withLock { state in
+            if !state.sessions.isEmpty { state.flows = Self.flows(of: state.sessions) }
+            state.sessions = []
+            state.takers -= 1
+            let flows = state.flows
+            if state.takers == 0 { state.flows = [] }
             return flows
         }
+    }
+
+    /// What a client's sessions share is there once.
+    private static func flows(of sessions: [Session]) -> [(key: FlowKey, rule: FlowRule)] {
+        var flows: [(key: FlowKey, rule: FlowRule)] = []
+        flows.reserveCapacity(2 * sessions.count)
+        var ofAnyPort: Set<FlowKey> = []
+        for session in sessions {
+            session.forEachFlow { key, rule in
+                if key.tuple.source.port != 0 || ofAnyPort.insert(key).inserted { flows.append((key, rule)) }
+            }
+        }
+        return flows
     }
 }
 

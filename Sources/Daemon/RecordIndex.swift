@@ -7,14 +7,14 @@ internal import Wire
 protocol RecordName {
     associatedtype Name: Hashable
 
-    /// What a session is called here, whatever replies it has; nil for none, which is in no index.
-    static func name(of session: Session) -> Name?
+    /// What the session of this record is called here; nil when it is in no such index.
+    static func name(of place: Int, in records: SessionRecords) -> Name?
 }
 
 /// Finds places in `SessionRecords` by a name that each has there: four octets a slot, since the names are those of the
 /// records. Open addressing with linear probing; removal shifts the entries behind it back. The names of records that are
 /// in the index must not change.
-struct RecordIndex<Naming: RecordName> {
+struct RecordIndex<Naming: RecordName>: Sendable {
     private static var vacant: UInt32 { .max }
 
     private var slots: [UInt32] = []
@@ -50,7 +50,7 @@ struct RecordIndex<Naming: RecordName> {
         guard slots[hole] == UInt32(place) else { return }
         var next = following(hole)
         while slots[next] != Self.vacant {
-            let first = Naming.name(of: records.outline(Int(slots[next]))).map { start(of: $0) } ?? next
+            let first = Naming.name(of: Int(slots[next]), in: records).map { start(of: $0) } ?? next
             // Whatever stands behind the hole and could have stood in it moves up.
             if distance(from: first, to: next) >= distance(from: hole, to: next) {
                 slots[hole] = slots[next]
@@ -65,7 +65,7 @@ struct RecordIndex<Naming: RecordName> {
     /// The slot that has this name, or the vacant one where it would go.
     private func slot(of name: Naming.Name, in records: SessionRecords) -> Int {
         var slot = start(of: name)
-        while slots[slot] != Self.vacant, Naming.name(of: records.outline(Int(slots[slot]))) != name {
+        while slots[slot] != Self.vacant, Naming.name(of: Int(slots[slot]), in: records) != name {
             slot = following(slot)
         }
         return slot
@@ -85,7 +85,7 @@ struct RecordIndex<Naming: RecordName> {
         let old = slots
         slots = Array(repeating: Self.vacant, count: size)
         for place in old where place != Self.vacant {
-            guard let name = Naming.name(of: records.outline(Int(place))) else { continue }
+            guard let name = Naming.name(of: Int(place), in: records) else { continue }
             var slot = start(of: name)
             while slots[slot] != Self.vacant { slot = following(slot) }
             slots[slot] = place
@@ -95,25 +95,25 @@ struct RecordIndex<Naming: RecordName> {
 
 /// By key.
 enum KeyName: RecordName {
-    static func name(of session: Session) -> SessionKey? { session.key }
+    static func name(of place: Int, in records: SessionRecords) -> SessionKey? { records.key(place) }
 }
 
 /// By number.
 enum NumberName: RecordName {
-    static func name(of session: Session) -> UInt64? { session.id }
+    static func name(of place: Int, in records: SessionRecords) -> UInt64? { records.number(place) }
 }
 
 /// By the client's address, the first of its list; nil for every client.
 enum ClientName: RecordName {
-    static func name(of session: Session) -> IPAddress?? { .some(session.key.client) }
+    static func name(of place: Int, in records: SessionRecords) -> IPAddress?? { .some(records.key(place).client) }
 }
 
 /// By the client's endpoint, the first of its list.
 enum EndpointName: RecordName {
-    static func name(of session: Session) -> Endpoint? { session.key.clientEndpoint }
+    static func name(of place: Int, in records: SessionRecords) -> Endpoint? { records.key(place).clientEndpoint }
 }
 
 /// By the four-tuple that the host has: `Session.hostSide`.
 enum HostSideName: RecordName {
-    static func name(of session: Session) -> FourTuple? { session.hostSide }
+    static func name(of place: Int, in records: SessionRecords) -> FourTuple? { records.hostSide(place) }
 }

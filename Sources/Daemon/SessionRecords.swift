@@ -6,7 +6,7 @@ internal import Wire
 /// The sessions in one dense array, each called by its place there. Nearly all rest: bound, of IPv4, nothing in transit.
 /// Such a session takes 48 octets, from which the value is made when somebody asks for it; every other one is kept as
 /// the value that it is.
-struct SessionRecords {
+struct SessionRecords: Sendable {
     /// Two lists in which a record stands: that of its client's address, and that of its client's endpoint.
     enum List: Int {
         case ofClient
@@ -39,10 +39,20 @@ struct SessionRecords {
         return value
     }
 
-    /// The same without the replies that the kernel has learnt: enough for whatever a session is found by.
-    func outline(_ place: Int) -> Session {
+    func key(_ place: Int) -> SessionKey {
         let record = records[place]
-        return record.form.contains(.resting) ? record.outline : self[place]
+        return record.form.contains(.resting) ? record.key : self[place].key
+    }
+
+    func number(_ place: Int) -> UInt64 {
+        let record = records[place]
+        return record.form.contains(.resting) ? record.id : self[place].id
+    }
+
+    /// See `Session.hostSide`.
+    func hostSide(_ place: Int) -> FourTuple? {
+        let record = records[place]
+        return record.form.contains(.resting) ? record.hostSide : self[place].hostSide
     }
 
     mutating func reserve(_ count: Int) { records.reserveCapacity(count) }
@@ -232,27 +242,37 @@ private struct Record {
         (self.ofClient, self.ofEndpoint) = (ofClient, ofEndpoint)
     }
 
-    /// The session of a record that holds it all.
-    var session: Session {
-        var session = outline
-        if form.contains(.isAnswered), let tuple = session.hostSide { session.replies = [tuple.reversed] }
-        return session
-    }
+    // Of a record that holds it all.
 
-    /// The same without replies.
-    var outline: Session {
-        let key = SessionKey(
+    var key: SessionKey {
+        SessionKey(
             client: form.contains(.client) ? Self.address(client) : nil,
             clientPort: form.contains(.clientPort) ? clientPort : nil,
             home: Endpoint(address: Self.address(home), port: homePort))
-        var session = Session(key: key, id: id)
-        if form.contains(.binding) {
-            session.binding = Binding(
-                host: Endpoint(address: Self.address(host), port: hostPort),
-                datapath: form.contains(.isCarried) ? .queue : .kernel,
-                sourcePort: form.contains(.sourcePort) ? sourcePort : nil)
-        }
+    }
+
+    private var binding: Binding? {
+        guard form.contains(.binding) else { return nil }
+        return Binding(
+            host: Endpoint(address: Self.address(host), port: hostPort),
+            datapath: form.contains(.isCarried) ? .queue : .kernel,
+            sourcePort: form.contains(.sourcePort) ? sourcePort : nil)
+    }
+
+    /// As `Session.hostSide` has it.
+    var hostSide: FourTuple? {
+        guard form.isSuperset(of: [.client, .clientPort, .binding]), !form.isDisjoint(with: [.isCarried, .sourcePort])
+        else { return nil }
+        return FourTuple(
+            source: Endpoint(
+                address: Self.address(client), port: form.contains(.sourcePort) ? sourcePort : clientPort),
+            destination: Endpoint(address: Self.address(host), port: hostPort))
+    }
+
+    var session: Session {
+        var session = Session(key: key, id: id, binding: binding)
         session.yields = form.contains(.yields)
+        if form.contains(.isAnswered), let tuple = hostSide { session.replies = [tuple.reversed] }
         return session
     }
 

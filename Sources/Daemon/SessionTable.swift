@@ -5,7 +5,7 @@ package import Wire
 
 /// The sessions, by key, with what it takes to find those that concern a client, a connection or a four-tuple without
 /// looking at all of them. A session that rests takes little: see `SessionRecords`.
-package struct SessionTable: Sequence {
+package struct SessionTable: Sequence, Sendable {
     private var records = SessionRecords()
     private var ofKey = RecordIndex<KeyName>()
     private var ofNumber = RecordIndex<NumberName>()
@@ -66,7 +66,7 @@ package struct SessionTable: Sequence {
 
     /// What the session with this number is called now.
     package func key(of number: UInt64) -> SessionKey? {
-        ofNumber.place(of: number, in: records).map { records.outline($0).key }
+        ofNumber.place(of: number, in: records).map { records.key($0) }
     }
 
     /// The session whose rewritten connection is answered with this four-tuple, host → client.
@@ -144,7 +144,7 @@ package struct SessionTable: Sequence {
 
     /// Removes a record that no other index has any more.
     private mutating func remove(_ place: Int) {
-        let key = records.outline(place).key
+        let key = records.key(place)
         ofKey.remove(place, key, in: records)
         if let next = records.unlink(place, from: .ofClient) {
             ofClient.set(next, key.client, in: records)
@@ -194,14 +194,13 @@ package struct SessionTable: Sequence {
 
     /// Who is answered with `reply` is this session from now on.
     private mutating func hold(_ reply: FourTuple, by place: Int) {
-        let session = records.outline(place)
         let tuple = reply.reversed
-        if session.hostSide == tuple {
+        if records.hostSide(place) == tuple {
             replyHolders[reply] = nil
             answered.set(place, tuple, in: records)
         } else {
             if let other = answered.place(of: tuple, in: records) { answered.remove(other, tuple, in: records) }
-            replyHolders[reply] = session.key
+            replyHolders[reply] = records.key(place)
         }
     }
 

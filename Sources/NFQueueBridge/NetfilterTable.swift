@@ -167,9 +167,11 @@ public final class NetfilterTable {
 
     // MARK: - Transactions
 
-    /// One attempt to create the table. False when it met another program's change and should be repeated.
+    /// One attempt to create the table. False when it met another program's change and should be repeated. `grouped`:
+    /// elements of one set share messages, which costs less and does not tell which one was refused.
     private func create(
-        replacing: Bool, _ additions: [TableChange.Addition], mayRepeat: Bool
+        replacing: Bool, _ additions: [TableChange.Addition], mayRepeat: Bool,
+        grouped: Bool = true
     ) throws(TableError) -> Bool {
         var statements = [QueueStatement.native, .xtTarget]
         // A kernel without the first would add all elements in vain.
@@ -185,10 +187,7 @@ public final class NetfilterTable {
             var encoder = NftRulesetEncoder(ruleset, queueStatement: statement)
             encoder.write(to: &batch)
             let firstElement = Int(batch.messageCount)
-            for addition in additions {
-                let form = try TableError.form(of: addition.element)
-                write(form, NFT_MSG_NEWSETELEM, lifetime: addition.lifetime, to: &batch)
-            }
+            try write(additions, perMessage: grouped ? 100 : 1, to: &batch)
             let queueRule = encoder.queueRuleSequence.map { Int($0 &- batch.firstSequence) }
             let failures = try wrap { () throws(NetlinkError) in try transact(&batch, for: .createTable) }
             guard let failure = failures.first else {
@@ -198,6 +197,9 @@ public final class NetfilterTable {
             // The first message is the deletion or the creation of the table.
             if failure.index == 1, mayRepeat, failure.errno == (replacing ? ENOENT : EEXIST) { return false }
             if statement == .native, failure.errno == ENOENT, failure.index == queueRule { continue }
+            if grouped, failure.index >= firstElement {
+                return try create(replacing: replacing, additions, mayRepeat: mayRepeat, grouped: false)
+            }
             let element =
                 additions.indices.contains(failure.index - firstElement)
                 ? additions[failure.index - firstElement].element : nil
@@ -215,21 +217,41 @@ public final class NetfilterTable {
         return try transact(&batch, for: .createTable).allSatisfy { $0.index != queueRule }
     }
 
+    /// Adds elements, up to `perMessage` neighbours of one set in one message.
+    private func write(
+        _ additions: [TableChange.Addition], perMessage: Int, to batch: inout NftBatch
+    ) throws(TableError) {
+        var rest = additions[...]
+        var next = try rest.first.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
+        while let first = next {
+            let set = NftSet(table: ruleset.tableName, name: first.set.description)
+            var count = 0
+            while let form = next, form.set == first.set, count < perMessage, let addition = rest.popFirst() {
+                set.append(Self.element(form, lifetime: addition.lifetime))
+                count += 1
+                next = try rest.first.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
+            }
+            unsafe batch.append(NFT_MSG_NEWSETELEM, flags: NLM_F_CREATE) { unsafe set.writeElements(to: $0) }
+        }
+    }
+
     private func write(
         _ form: ElementForm, _ type: nf_tables_msg_types, lifetime: UInt32? = nil, to batch: inout NftBatch
     ) {
         let set = NftSet(table: ruleset.tableName, name: form.set.description)
-        let element = NftElement(key: form.key)
         let isNew = type == NFT_MSG_NEWSETELEM
-        if isNew {
-            switch form.value {
-            case .none: break
-            case .octets(let octets): element.setData(octets)
-            }
-            if let lifetime { element.setTimeout(milliseconds: UInt64(lifetime) * 1000) }
-        }
-        set.append(element)
+        set.append(isNew ? Self.element(form, lifetime: lifetime) : NftElement(key: form.key))
         unsafe batch.append(type, flags: isNew ? NLM_F_CREATE : 0) { unsafe set.writeElements(to: $0) }
+    }
+
+    private static func element(_ form: ElementForm, lifetime: UInt32?) -> NftElement {
+        let element = NftElement(key: form.key)
+        switch form.value {
+        case .none: break
+        case .octets(let octets): element.setData(octets)
+        }
+        if let lifetime { element.setTimeout(milliseconds: UInt64(lifetime) * 1000) }
+        return element
     }
 
     /// Sends a transaction and collects the kernel's answers.

@@ -60,10 +60,10 @@ public struct ElementForm: Hashable, Sendable {
             value = .octets(address.octets)
         case .endpointPort(let number, let port, let family):
             (purpose, parts) = (.endpointPort, Parts(mark: number, family))
-            value = .octets(Parts.octets(of: port, padded: false))
+            value = .octets(Parts.octets(of: port))
         case .clientPort(let number, let port, let family):
             (purpose, parts) = (.clientPort, Parts(mark: number, family))
-            value = .octets(Parts.octets(of: port, padded: false))
+            value = .octets(Parts.octets(of: port))
         }
         set = SetName(purpose, parts.family)
         key = try parts.octets(of: parts.family, in: element)
@@ -135,7 +135,7 @@ extension ElementForm {
 /// Addresses and ports in the order of a key.
 private struct Parts {
     let family: AddressFamily
-    private var addresses: [IPAddress] = []
+    private var isMixed = false
     private var octets: [UInt8] = []
 
     init(_ tuple: FourTuple) {
@@ -165,23 +165,31 @@ private struct Parts {
         octets = unsafe withUnsafeBytes(of: mark) { unsafe Array($0) }
     }
 
-    /// A port in network order, in a concatenation with the octets that fill its register.
-    static func octets(of port: UInt16, padded: Bool = true) -> [UInt8] {
-        [UInt8(port >> 8), UInt8(truncatingIfNeeded: port)] + (padded ? [0, 0] : [])
-    }
+    /// A port by itself, in network order.
+    static func octets(of port: UInt16) -> [UInt8] { [UInt8(port >> 8), UInt8(truncatingIfNeeded: port)] }
 
     private mutating func append(_ address: IPAddress) {
-        addresses.append(address)
-        octets += address.octets
+        if address.family != family { isMixed = true }
+        if octets.isEmpty { octets.reserveCapacity(family == .ipv4 ? 16 : 40) }
+        switch address {
+        case .v4(let address): append(UInt64(address.rawValue), octets: 4)
+        case .v6(let address):
+            append(address.high, octets: 8)
+            append(address.low, octets: 8)
+        }
+    }
+
+    private mutating func append(_ number: UInt64, octets count: UInt64) {
+        for place in (0..<count).reversed() { octets.append(UInt8(truncatingIfNeeded: number >> (8 * place))) }
     }
 
     private mutating func append(_ endpoint: Endpoint) {
         append(endpoint.address)
-        octets += Self.octets(of: endpoint.port)
+        append(UInt64(endpoint.port) << 16, octets: 4)
     }
 
     func octets(of family: AddressFamily, in element: TableElement) throws(MixedFamilies) -> [UInt8] {
-        guard addresses.allSatisfy({ $0.family == family }) else { throw MixedFamilies(element: element) }
+        guard !isMixed, self.family == family else { throw MixedFamilies(element: element) }
         return octets
     }
 }

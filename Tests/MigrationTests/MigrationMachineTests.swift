@@ -369,7 +369,7 @@ import Wire
             transit: .frozen, host: Cast.home, lifetime: 60, migration: 1)
         let stop = SessionChange(from: bound, to: stopping)
         #expect(stop.removedElements.isEmpty)
-        #expect(stop.addedElements.map(\.element) == [.divert(Cast.connection.clientSide, .queue)])
+        #expect(stop.addedElements.map(\.element) == [.divert(Cast.connection.clientSide)])
         var unbound = bound
         unbound.binding = nil
         let end = SessionChange(from: bound, to: unbound)

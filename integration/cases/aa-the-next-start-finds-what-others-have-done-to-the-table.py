@@ -81,6 +81,10 @@ def body(case):
         damage(stage)
         case.equal(restarted(stage, daemon.stop), ("everything", 1, 0), "and so is one that was deleted while one ran")
         case.equal(standing(stage), held, "the table is the same")
+        damage(stage)
+        answer, up, _ = stage.moved("q", "b", "--datapath", "queue")
+        case.ok(answer.code == DONE and bool(up), "a session is moved after another program's change", lambda: str(answer))
+        case.equal(restarted(stage, daemon.stop), ("everything", 1, 0), "which is found all the same")
         found = restarted(stage, daemon.stop, lambda: (nft(stage, "add", "table", "inet", "other"),
                                                        nft(stage, "delete", "table", "inet", "other")))
         case.equal(found, ("everything", 0, 0), "a change of another table is another program's too")
