@@ -208,7 +208,7 @@ extension Coordinator {
             logger.error("the table was deleted by another program; it is made again")
             let elements = sessions.values.flatMap { session in
                 session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
-            }
+            } + gateway.translationElements.map { TableChange.Addition(element: $0) }
             _ = try gateway.table.establish(carrying: elements)
             try gateway.install(change, undoneBy: undo)
         }
