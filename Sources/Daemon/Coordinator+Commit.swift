@@ -235,8 +235,8 @@ extension Coordinator {
     private func install(_ steps: [(from: Session, to: Session)]) throws {
         let change = SessionChange(joining: steps.map { SessionChange(from: $0.from, to: $0.to) })
         if change.isEmpty { return }
-        let undo = SessionChange(joining: steps.map { SessionChange(from: $0.to, to: $0.from) })
-        try gateway.install(change, undoneBy: undo)
+        try gateway.install(
+            change, undoneBy: SessionChange(joining: steps.map { SessionChange(from: $0.to, to: $0.from) }))
     }
 }
 

@@ -200,9 +200,8 @@ extension Coordinator {
     /// again first, with everything that belongs into it.
     func change(_ from: Session, _ to: Session) throws {
         let change = SessionChange(from: from, to: to)
-        let undo = SessionChange(from: to, to: from)
         do {
-            try gateway.install(change, undoneBy: undo)
+            try gateway.install(change, undoneBy: SessionChange(from: to, to: from))
         } catch {
             guard (try? gateway.table.exists) == false else { throw error }
             logger.error("the table was deleted by another program; it is made again")
@@ -210,7 +209,7 @@ extension Coordinator {
                 session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
             }
             _ = try gateway.table.establish(carrying: elements)
-            try gateway.install(change, undoneBy: undo)
+            try gateway.install(change, undoneBy: SessionChange(from: to, to: from))
         }
     }
 

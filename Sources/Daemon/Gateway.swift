@@ -59,7 +59,7 @@ final class Gateway {
 
     /// Brings flow rules and table to what `change` says: what is stopped in user space first, then the kernel in one
     /// transaction, then what user space may forget. When the kernel refuses, user space is as before.
-    func install(_ change: SessionChange, undoneBy undo: SessionChange) throws {
+    func install(_ change: SessionChange, undoneBy undo: @autoclosure () -> SessionChange) throws {
         do {
             try post(change.setFlows.map { .set($0.key, $0.rule) })
             let tableChange = claim(change)
@@ -70,6 +70,7 @@ final class Gateway {
                 throw error
             }
         } catch {
+            let undo = undo()
             // Every thread is told, also when one of them does not answer.
             let undoing: [FlowChange] =
                 undo.setFlows.map { .set($0.key, $0.rule) } + removals(undo)

@@ -24,6 +24,8 @@ final class RunningMigration {
     var isUnderWay = false
     /// The migration whose lifetime this one ends.
     var ends: UInt64?
+    /// Older migrations of the session whose lifetimes are void since the switch, and still in the journal.
+    var endedLifetimes: [UInt64] = []
     /// The client's connections, listed when the request was read.
     var dump: [ConnectionEntry]?
     /// Conntrack's entries of the old connections, by client side.
