@@ -87,6 +87,16 @@ struct DocumentWriter {
     /// RFC 8259 section 7.
     private mutating func put(text: String) {
         octets.append(UInt8(ascii: "\""))
+        defer { octets.append(UInt8(ascii: "\"")) }
+        var text = text
+        let isPlain = unsafe text.withUTF8 { text in
+            for octet in unsafe text where octet < 0x20 || octet == UInt8(ascii: "\"") || octet == UInt8(ascii: "\\") {
+                return false
+            }
+            unsafe octets.append(contentsOf: text)
+            return true
+        }
+        if isPlain { return }
         for octet in text.utf8 {
             switch octet {
             case UInt8(ascii: "\""), UInt8(ascii: "\\"):
@@ -98,7 +108,6 @@ struct DocumentWriter {
             default: octets.append(octet)
             }
         }
-        octets.append(UInt8(ascii: "\""))
     }
 
     private mutating func put(number: UInt64) {

@@ -141,7 +141,12 @@ package final class SQLiteJournal: Journal {
                 atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
             var configuration = GRDB.Configuration()
             configuration.prepareDatabase { database in
-                try database.execute(sql: "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+                // A drain writes the same pages again and again: what is written rarely into the database itself is written
+                // once (every 16 MiB), and waited for less often.
+                try database.execute(
+                    sql: """
+                        PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4096
+                        """)
             }
             database = try DatabaseQueue(path: directory + "/journal.sqlite", configuration: configuration)
             var migrator = DatabaseMigrator()
@@ -322,7 +327,7 @@ extension SessionDocument {
         yields = session.yields ? true : nil
         transits = session.transits.map { tuple, standing in
             TransitDocument(
-                source: "\(tuple.source)", destination: "\(tuple.destination)", transit: "\(standing.transit)",
+                source: "\(tuple.source)", destination: "\(tuple.destination)", transit: standing.transit.name,
                 host: "\(standing.host)", lifetime: standing.lifetime, migration: standing.migration,
                 sourcePort: standing.sourcePort)
         }
@@ -347,18 +352,32 @@ extension SessionDocument {
             session.yields = yields ?? false
         }
         if transits.isEmpty { return session }
-        let names: [String: Transit] = [
-            "frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded, "trailing": .trailing,
-        ]
         for entry in transits {
             guard let tuple = FourTuple(document: [entry.source, entry.destination]), let host = Endpoint(entry.host),
-                let transit = names[entry.transit]
+                let transit = Transit(name: entry.transit)
             else { return nil }
             session.transits[tuple] = StandingTransit(
                 transit: transit, host: host, lifetime: entry.lifetime, migration: entry.migration,
                 sourcePort: entry.sourcePort)
         }
         return session
+    }
+}
+
+extension Transit {
+    fileprivate var name: String {
+        switch self {
+        case .frozen: "frozen"
+        case .awaitingSYN: "awaitingSYN"
+        case .guarded: "guarded"
+        case .trailing: "trailing"
+        }
+    }
+
+    fileprivate init?(name: String) {
+        let all: [Transit] = [.frozen, .awaitingSYN, .guarded, .trailing]
+        guard let transit = all.first(where: { $0.name == name }) else { return nil }
+        self = transit
     }
 }
 

@@ -162,6 +162,7 @@ public struct Session: Hashable, Sendable {
     /// What this session contributes to our nftables table, with each element's lifetime (nil: for ever).
     public func elements() -> [TableElement: UInt32?] {
         var elements: [TableElement: UInt32?] = [:]
+        elements.reserveCapacity(2 * transits.count + replies.count + 4)
         for (tuple, standing) in transits {
             switch standing.transit {
             case .frozen, .awaitingSYN, .trailing:
@@ -205,6 +206,7 @@ public struct Session: Hashable, Sendable {
     /// What this session contributes to the flow table of every queue thread.
     public func flows() -> [FlowKey: FlowRule] {
         var flows: [FlowKey: FlowRule] = [:]
+        flows.reserveCapacity(2 * transits.count + 4)
         if isFollowing {
             flows[FlowKey(stage: .prerouting, tuple: key.original).anyPort] = .holdSYN(.pass)
         }

@@ -41,6 +41,9 @@ public final class ObservationRing<Element: BitwiseCopyable & Sendable>: @unchec
     /// Values lost because the ring was full.
     public var overflows: UInt64 { lost.load(ordering: .relaxed) }
 
+    /// Whether there is nothing to drain at this moment.
+    public var isEmpty: Bool { head.load(ordering: .relaxed) == tail.load(ordering: .acquiring) }
+
     /// Adds a value, for the consumer to see after `signal`. False when the value is lost.
     @inlinable
     @discardableResult

@@ -11,6 +11,18 @@ public struct Endpoint: Hashable, Sendable {
         self.address = address
         self.port = port
     }
+
+    /// One word for IPv4: see `IPAddress.hash(into:)`.
+    @inlinable
+    public func hash(into hasher: inout Hasher) {
+        switch address {
+        case .v4(let address): hasher.combine(UInt64(address.rawValue) << 16 | UInt64(port))
+        case .v6(let address):
+            hasher.combine(address.high)
+            hasher.combine(address.low)
+            hasher.combine(UInt64(port))
+        }
+    }
 }
 
 /// Source and destination endpoint of one direction of a connection, as one packet carries them.
