@@ -51,7 +51,7 @@ extension Coordinator {
 
     /// Whether the kernel announces connections at all (net.netfilter.nf_conntrack_events).
     private static var areAnnounced: Bool {
-        let file = open("/proc/sys/net/netfilter/nf_conntrack_events", O_RDONLY | O_CLOEXEC)
+        let file = unsafe open("/proc/sys/net/netfilter/nf_conntrack_events", O_RDONLY | O_CLOEXEC)
         guard file >= 0 else { return false }
         defer { close(file) }
         var setting: UInt8 = 0

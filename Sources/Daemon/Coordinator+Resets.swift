@@ -235,7 +235,7 @@ extension Coordinator {
     /// Listens for new connections while a migration waits for one.
     func openEvents() throws {
         guard events == nil else { return }
-        let subscription = try ConntrackEvents()
+        let subscription = try ConntrackEvents(ends: false)
         events = subscription
         loop.watch(subscription.fileDescriptor) { self.drainEvents() }
     }

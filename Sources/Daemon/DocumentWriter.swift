@@ -89,12 +89,12 @@ struct DocumentWriter {
         octets.append(UInt8(ascii: "\""))
         defer { octets.append(UInt8(ascii: "\"")) }
         var text = text
-        let isPlain = unsafe text.withUTF8 { text in
-            for octet in unsafe text where octet < 0x20 || octet == UInt8(ascii: "\"") || octet == UInt8(ascii: "\\") {
-                return false
+        let isPlain = text.withUTF8 { text in
+            let isPlain = unsafe !text.contains {
+                $0 < 0x20 || $0 == UInt8(ascii: "\"") || $0 == UInt8(ascii: "\\")
             }
-            unsafe octets.append(contentsOf: text)
-            return true
+            if isPlain { unsafe octets.append(contentsOf: text) }
+            return isPlain
         }
         if isPlain { return }
         for octet in text.utf8 {

@@ -37,6 +37,12 @@ public struct SessionKey: Hashable, Sendable {
         self.home = home
     }
 
+    /// In whole words: see `IPAddress.hash(into:)`.
+    public func hash(into hasher: inout Hasher) {
+        hasher.combine(clientEndpoint)
+        hasher.combine(home)
+    }
+
     public var scope: Scope { client == nil ? .service : clientPort == nil ? .client : .connection }
 
     /// The client's endpoint; port 0 stands for any port, the unspecified address for any client.
