@@ -42,6 +42,43 @@ int nfqmig_receive_many(int fd, struct iovec *buffers, unsigned count, unsigned 
     return n;
 }
 
+int nfqmig_send_packets(int fd, int family, const unsigned char *octets, const unsigned *lengths, unsigned count)
+{
+    struct mmsghdr messages[most_messages];
+    struct iovec packets[most_messages];
+    union {
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } names[most_messages];
+    if (count > most_messages)
+        count = most_messages;
+    memset(messages, 0, count * sizeof messages[0]);
+    memset(names, 0, count * sizeof names[0]);
+    for (unsigned i = 0; i < count; i++) {
+        packets[i].iov_base = (void *)octets;
+        packets[i].iov_len = lengths[i];
+        // The port stays 0: it would be taken for a protocol number (`rawv6_sendmsg`).
+        if (family == AF_INET) {
+            names[i].v4.sin_family = AF_INET;
+            memcpy(&names[i].v4.sin_addr, octets + 16, 4);
+            messages[i].msg_hdr.msg_namelen = sizeof names[i].v4;
+        } else {
+            names[i].v6.sin6_family = AF_INET6;
+            memcpy(&names[i].v6.sin6_addr, octets + 24, 16);
+            messages[i].msg_hdr.msg_namelen = sizeof names[i].v6;
+        }
+        messages[i].msg_hdr.msg_name = &names[i];
+        messages[i].msg_hdr.msg_iov = &packets[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+        octets += lengths[i];
+    }
+    int n;
+    do
+        n = sendmmsg(fd, messages, count, 0);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
 int nfqmig_pin_thread(unsigned cpu)
 {
     cpu_set_t set;

@@ -24,10 +24,12 @@ public final class ConntrackEvents {
 
     /// Subscribes in the calling thread's network namespace.
     ///
-    /// - Parameter receiveBuffer: octets of events that the kernel may keep for us; about 400 per event.
-    public init(receiveBuffer: Int = 16 << 20) throws(ConntrackError) {
-        let groups = [NFNLGRP_CONNTRACK_NEW, NFNLGRP_CONNTRACK_UPDATE, NFNLGRP_CONNTRACK_DESTROY]
-            .reduce(UInt32(0)) { $0 | 1 << (UInt32($1.rawValue) - 1) }
+    /// - Parameters:
+    ///   - ends: whether to hear of connections that have gone, too. Where nobody does the kernel makes no such events.
+    ///   - receiveBuffer: octets of events that the kernel may keep for us; about 400 per event.
+    public init(ends: Bool = true, receiveBuffer: Int = 16 << 20) throws(ConntrackError) {
+        let wanted = [NFNLGRP_CONNTRACK_NEW, NFNLGRP_CONNTRACK_UPDATE] + (ends ? [NFNLGRP_CONNTRACK_DESTROY] : [])
+        let groups = wanted.reduce(UInt32(0)) { $0 | 1 << (UInt32($1.rawValue) - 1) }
         socket = try NetfilterSocket(groups: groups, bufferSize: 1 << 16)
         let size = Int32(clamping: receiveBuffer)
         // Beyond net.core.rmem_max only with CAP_NET_ADMIN in the first user namespace.

@@ -37,10 +37,10 @@ package enum Ctnetlink {
         return message.finished
     }
 
-    /// Asks for the entry of one tuple in one direction.
+    /// Asks for the entry of one tuple in one direction. Answered with the entry, or with an error: nothing follows.
     package static func look(_ tuple: FourTuple, isReply: Bool, zone: UInt16, sequence: UInt32) -> [UInt8] {
         var message = MessageWriter(
-            type: get, flags: UInt16(NLM_F_REQUEST | NLM_F_ACK), sequence: sequence,
+            type: get, flags: UInt16(NLM_F_REQUEST), sequence: sequence,
             family: family(tuple.source.address.family))
         message.put(tuple, as: isReply ? CTA_TUPLE_REPLY.rawValue : CTA_TUPLE_ORIG.rawValue)
         if zone != 0 { message.put(CTA_ZONE.rawValue, network: zone) }

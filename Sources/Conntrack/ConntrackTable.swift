@@ -133,7 +133,7 @@ public final class ConntrackTable {
         let sequence = nextSequence()
         var found: ConnectionEntry?
         let request = Ctnetlink.look(tuple, isReply: isReply, zone: zone, sequence: sequence)
-        let result = exchange(request, sequence: sequence) { header, rest in
+        let result = exchange(request, sequence: sequence, isSingle: true) { header, rest in
             if let entry = Self.entry(header, rest) { found = entry }
         }
         switch result {
@@ -156,11 +156,13 @@ public final class ConntrackTable {
         return sequence
     }
 
-    /// Sends a request and hands over its answers until the kernel says that it is done.
+    /// Sends a request and hands over its answers until the kernel says that it is done, or after the first when there is one
+    /// only.
     ///
     /// - Returns: 0 or the error number.
     private func exchange(
-        _ request: [UInt8], sequence: UInt32, _ body: (NetfilterSocket.Header, Span<UInt8>) -> Void
+        _ request: [UInt8], sequence: UInt32, isSingle: Bool = false,
+        _ body: (NetfilterSocket.Header, Span<UInt8>) -> Void
     ) -> Int32 {
         let failure = socket.send(request)
         guard failure == 0 else { return failure }
@@ -173,7 +175,9 @@ public final class ConntrackTable {
                 case NLMSG_DONE, NLMSG_ERROR:
                     // Both carry a number: 0 for success, else negative. NLMSG_DONE may come without.
                     result = rest.count >= 4 ? -Int32(bitPattern: rest.hostInteger32(at: 0)) : 0
-                default: body(header, rest)
+                default:
+                    body(header, rest)
+                    if isSingle { result = 0 }
                 }
             }
             switch failure {

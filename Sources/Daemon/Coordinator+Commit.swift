@@ -30,6 +30,8 @@ struct PendingWork {
     var forgets: [(running: RunningMigration, connections: [LocatedConnection])] = []
     /// Sessions that have changed since, each as the kernel has it. Their switches are behind them: there is no way back.
     var changed: [SessionKey: Session] = [:]
+    /// Sessions whose way has been opened behind the switch. The journal knows that from their migrations' stage.
+    var released: [SessionKey: Session] = [:]
     /// Migrations that the journal need not remember.
     var settled: [UInt64] = []
     /// What has become of drains' sessions.
@@ -63,7 +65,7 @@ extension Coordinator {
 
     /// Commits first what is to be known before somebody looks at or changes this session.
     func commit(before key: SessionKey) {
-        if pending.switching.contains(key) { commit() }
+        if !pending.switching.isEmpty, pending.switching.contains(key) { commit() }
     }
 
     // MARK: - The switch
@@ -178,7 +180,10 @@ extension Coordinator {
         pending.forgets = []
         if forgets.isEmpty { return }
         do {
-            try journal.write(stage: forgets.map { (journaled($0.running, .resetting), $0.running.machine.session) })
+            // Of the sessions it knows since the switch.
+            var batch = JournalBatch()
+            batch.migrations = forgets.map { journaled($0.running, .resetting) }
+            try journal.write(batch)
         } catch {
             logger.error("\(error)")
         }
@@ -192,6 +197,9 @@ extension Coordinator {
             running.note(
                 "forgotten", "conntrack's \(connections.count == 1 ? "entry" : "\(connections.count) entries")")
             advance(running, .forgotten)
+            if !running.machine.request.passive {
+                pending.released[running.machine.session.key] = running.machine.session
+            }
         }
     }
 
@@ -205,15 +213,17 @@ extension Coordinator {
 
     private func commitChanges() {
         let changed = pending.changed
+        let released = pending.released
         let settled = pending.settled
         let turns = pending.turns
         pending.changed = [:]
+        pending.released = [:]
         pending.settled = []
         pending.turns = []
         if changed.isEmpty && settled.isEmpty && turns.isEmpty { return }
         let steps = changed.map { key, old in (from: old, to: sessions[key] ?? Session(key: key)) }
         var batch = JournalBatch()
-        batch.sessions = steps.map(\.to)
+        batch.sessions = steps.lazy.map(\.to).filter { released[$0.key] != $0 }
         batch.forgotten = settled
         batch.turns = turns
         do {
@@ -239,8 +249,8 @@ extension Coordinator {
     private func install(_ steps: [(from: Session, to: Session)]) throws {
         let change = SessionChange(joining: steps.map { SessionChange(from: $0.from, to: $0.to) })
         if change.isEmpty { return }
-        let undo = SessionChange(joining: steps.map { SessionChange(from: $0.to, to: $0.from) })
-        try gateway.install(change, undoneBy: undo)
+        try gateway.install(
+            change, undoneBy: SessionChange(joining: steps.map { SessionChange(from: $0.to, to: $0.from) }))
     }
 }
 

@@ -18,7 +18,7 @@ extension Coordinator {
         // What has been decided in this turn names sessions by the keys that they have now.
         guard !isCommitting else {
             setAside += held
-            loop.schedule(at: EventLoop.now) { self.drainObservations() }
+            loop.next { self.drainObservations() }
             return
         }
         // The reset of a canary's connection is to be seen while its session still has that connection's port.
@@ -176,7 +176,7 @@ extension Coordinator {
             if observation.opensConnection { late.insert(observation.segment.tuple) }
             setAside.append(observation)
         }
-        if !setAside.isEmpty { loop.schedule(at: EventLoop.now) { self.drainObservations() } }
+        if !setAside.isEmpty { loop.next { self.drainObservations() } }
         if late.isEmpty { return }
         commit()
         let back = late.compactMap { left[$0] }.filter { sessions[$0.from.key] == nil }.map { change in
@@ -189,10 +189,13 @@ extension Coordinator {
 
     private func rename(_ changes: [(from: Session, to: Session)]) {
         let moved = Dictionary(changes.filter { $0.from.key != $0.to.key }.map { ($0.from.key, $0.to) }) { $1 }
-        for running in migrations.values {
-            guard let session = moved[running.machine.request.session] else { continue }
-            running.machine.follow(session)
-            awaitingReconnect.follow(running.machine.id, session.key)
+        for (key, session) in moved {
+            let ids = Set([latest[key], preparing[key]].compactMap { $0 }).union(standing[key] ?? [])
+            for id in ids.union(session.transits.values.map(\.migration)) {
+                guard let running = migrations[id], running.machine.request.session == key else { continue }
+                running.machine.follow(session)
+                awaitingReconnect.follow(id, session.key)
+            }
         }
         followLifetimes(of: moved)
         for drain in drains.values where !drain.machine.isFinished { drain.members.follow(moved.mapValues(\.key)) }

@@ -222,7 +222,7 @@ extension Coordinator {
     func tellLater(_ drain: RunningDrain, _ event: Drain.Event) {
         drain.news.append(event)
         guard drain.news.count == 1 else { return }
-        loop.schedule(at: EventLoop.now) {
+        loop.next {
             let news = drain.news
             drain.news = []
             for event in news { self.advance(drain, event) }

@@ -52,12 +52,12 @@ extension Coordinator {
         let request = running.machine.request
         let key = request.session
         // What the queue threads have seen up to now belongs to the picture.
-        drainObservations()
+        if !setAside.isEmpty || gateway.rings.contains(where: { !$0.isEmpty }) { drainObservations() }
         let binding = servingSession(of: key)?.binding
         running.entries = [:]
         running.closed = []
         do {
-            for entry in try entries(of: key, binding: binding, dump: running.dump)
+            for entry in try entries(of: key, binding: binding, running)
             where key.clientPort == nil || entry.original == tracked(key) || entry.original.source == key.clientEndpoint
             {
                 guard let connection = located(entry, key: key, binding: binding) else {
@@ -106,16 +106,24 @@ extension Coordinator {
         }
     }
 
-    /// Conntrack's entries that may be this session's: one look-up where the four-tuple is known, else a dump.
+    /// Conntrack's entries that may be this session's: one look-up where the four-tuple is known, else a list.
     private func entries(
-        of key: SessionKey, binding: Binding?, dump: [ConnectionEntry]?
+        of key: SessionKey, binding: Binding?, _ running: RunningMigration
     ) throws -> [ConnectionEntry] {
-        guard key.clientPort != nil else {
-            if let dump { return dump }
-            let destination = binding?.datapath == .queue ? binding?.host : key.home
-            return try gateway.conntrack.entries(client: key.client) { $0.original.destination == destination }
+        guard key.clientPort == nil else {
+            return try gateway.conntrack.entry(original: tracked(key)).map { [$0] } ?? []
         }
-        return try gateway.conntrack.entry(original: tracked(key)).map { [$0] } ?? []
+        let destination = binding.flatMap { $0.datapath == .queue ? $0.host : nil } ?? key.home
+        if let look = running.look, let entries = try again(look, at: destination, of: key) { return entries }
+        if running.dump == nil, let replies = knownReplies(of: key, binding) {
+            return try replies.compactMap { try gateway.conntrack.entry(original: $0.reversed) }
+        }
+        let position = running.dump == nil ? announcements(before: running.machine.request) : running.dumpPosition
+        let entries =
+            try running.dump
+            ?? gateway.conntrack.entries(client: key.client) { $0.original.destination == destination }
+        running.look = position.map { ConnectionLook(entries, at: destination, after: $0) }
+        return entries
     }
 
     /// What conntrack has as the original four-tuple of the one connection of this key: as its own session has it, or the
@@ -177,7 +185,7 @@ extension Coordinator {
                     listening.isEmpty
                     ? .failed(reason: refusal ?? "no answer") : .listening(hosts.filter(listening.contains))
                 // Always a turn of the loop later: the machine has to be done with this event first.
-                self.loop.schedule(at: EventLoop.now) {
+                self.loop.next {
                     self.advance(running, .checked(result))
                     running.hostChecks = []
                 }
@@ -200,9 +208,8 @@ extension Coordinator {
     /// again first, with everything that belongs into it.
     func change(_ from: Session, _ to: Session) throws {
         let change = SessionChange(from: from, to: to)
-        let undo = SessionChange(from: to, to: from)
         do {
-            try gateway.install(change, undoneBy: undo)
+            try gateway.install(change, undoneBy: SessionChange(from: to, to: from))
         } catch {
             guard (try? gateway.table.exists) == false else { throw error }
             logger.error("the table was deleted by another program; it is made again")
@@ -210,7 +217,7 @@ extension Coordinator {
                 session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
             } + gateway.translationElements.map { TableChange.Addition(element: $0) }
             _ = try gateway.table.establish(carrying: elements)
-            try gateway.install(change, undoneBy: undo)
+            try gateway.install(change, undoneBy: SessionChange(from: to, to: from))
         }
     }
 
@@ -292,7 +299,7 @@ extension Coordinator {
         case .superseded: running.note("finished", "a newer migration has taken over")
         case .failed(let failure): running.note("finished", "\(failure)")
         }
-        logger.notice("migration finished: \(outcome)", metadata: running.metadata)
+        logger.log(level: running.logLevel, "migration finished: \(outcome)", metadata: running.metadata)
         endPreparation(of: running)
         forgetLifetimes(before: running)
         lifetimeGoesOn(after: running)

@@ -12,7 +12,10 @@ extension Coordinator {
     /// The switch is made: what the session was to do by itself before is void, and the new migration's time begins.
     func beginLifetime(of running: RunningMigration) {
         let session = running.machine.request.session
-        for other in lifetimes.values where other.session == session { stopWaiting(for: other.migration) }
+        for other in lifetimes.values where other.session == session {
+            stopWaiting(for: other.migration)
+            running.endedLifetimes.append(other.migration)
+        }
         guard let requested = running.machine.request.lifetime else { return }
         let standing = StandingLifetime(
             requested, migration: running.machine.id, session: session,
@@ -24,11 +27,8 @@ extension Coordinator {
     /// Forgets the lifetimes of a session's older migrations for good, once a newer one cannot be taken back any more.
     func forgetLifetimes(before running: RunningMigration) {
         guard running.machine.isSwitched else { return }
-        do {
-            try journal.forgetLifetimes(of: running.machine.request.session, before: running.machine.id)
-        } catch {
-            logger.error("\(error)", metadata: running.metadata)
-        }
+        for id in running.endedLifetimes { forget(id) }
+        running.endedLifetimes = []
     }
 
     /// `POST /v1/migrations/{id}/confirm`: the migration stays, for its lifetime if it has one.

@@ -21,8 +21,12 @@ extension Coordinator {
         var seen = setAside
         setAside = []
         seen += takeObservations()
-        for observation in seen where observation.opensConnection { observe(observation) }
-        for observation in seen where !observation.opensConnection && observation.held == nil { observe(observation) }
+        for observation in seen where observation.opensConnection { _ = observe(observation) }
+        var segments: [TCPSegment] = []
+        for observation in seen where !observation.opensConnection && observation.held == nil {
+            segments += observe(observation)
+        }
+        send(segments)
         decide(about: seen.filter { $0.held != nil })
     }
 
@@ -60,6 +64,6 @@ extension Coordinator {
             let isOld = observation.hasPassed && frozen.contains(observation.segment.tuple)
             if !isOld { setAside.append(observation) }
         }
-        if !setAside.isEmpty { loop.schedule(at: EventLoop.now) { self.drainObservations() } }
+        if !setAside.isEmpty { loop.next { self.drainObservations() } }
     }
 }

@@ -17,17 +17,10 @@ extension Coordinator {
         var segments: [TCPSegment] = []
         let transits = sessions[running.machine.request.session]?.transits ?? [:]
         for connection in connections {
-            if transits[connection.serverSide.reversed]?.transit == .frozen {
-                segments += beginHandshake(connection.serverSide, .server, connection, running)
-            } else {
-                // A migration that is taken up again: this end had been dealt with.
-                loop.schedule(at: EventLoop.now) { self.advance(running, .serverReset(connection, .proven)) }
-            }
-            guard transits[connection.clientSide] != nil else {
-                loop.schedule(at: EventLoop.now) { self.advance(running, .clientReset(connection, .reconnected)) }
-                continue
-            }
-            if client {
+            // The client comes first: it is without its server until it has been reset.
+            if transits[connection.clientSide] == nil {
+                loop.next { self.advance(running, .clientReset(connection, .reconnected)) }
+            } else if client {
                 segments += beginHandshake(connection.clientSide.reversed, .client, connection, running)
             } else if let probe = running.machine.passiveProbe(for: connection) {
                 passives[connection.clientSide] = PassiveRelay(
@@ -35,6 +28,12 @@ extension Coordinator {
                 passives[probe.reversed] = PassiveRelay(
                     tuple: connection.clientSide.reversed, migration: running.machine.id, connection: connection,
                     isFromClient: false)
+            }
+            if transits[connection.serverSide.reversed]?.transit == .frozen {
+                segments += beginHandshake(connection.serverSide, .server, connection, running)
+            } else {
+                // A migration that is taken up again: this end had been dealt with.
+                loop.next { self.advance(running, .serverReset(connection, .proven)) }
             }
         }
         pending.challenges += segments
@@ -95,7 +94,7 @@ extension Coordinator {
         case .leaving: break  // said by the machine, not by a handshake
         }
         // A turn of the loop later: what is to be sent goes first.
-        loop.schedule(at: EventLoop.now) {
+        loop.next {
             self.advance(
                 migration,
                 running.isTowardsClient
@@ -110,31 +109,30 @@ extension Coordinator {
 
     /// Sends segments in somebody's name. A host that cannot be reached is no error here: silence is an answer too.
     func send(_ segments: [TCPSegment]) {
-        for segment in segments {
-            do {
-                try gateway.sockets.send(segment)
-            } catch {
-                logger.warning("\(error)")
-            }
-        }
+        for error in gateway.sockets.send(segments) { logger.warning("\(error)") }
     }
 
     // MARK: - What the queues have observed
 
-    func observe(_ observation: Observation) {
+    /// Takes one segment. Returns what is to be sent in answer.
+    func observe(_ observation: Observation) -> [TCPSegment] {
         let segment = observation.segment
-        if observation.opensConnection, observePassing(segment.tuple) { return }
-        if segment.flags.opensConnection, let key = session(of: segment.tuple)?.key { return commit(before: key) }
+        if observation.opensConnection, observePassing(segment.tuple) { return [] }
+        if segment.flags.opensConnection, let key = session(of: segment.tuple)?.key {
+            commit(before: key)
+            return []
+        }
         if let relay = passives[segment.tuple] { showToOtherSide(segment, relay) }
-        guard let running = handshakes[segment.tuple] else { return }
+        guard let running = handshakes[segment.tuple] else { return [] }
         let first = running.handshake.report.firstAnswer == nil
-        send(carryOut(running.handshake.observed(segment, at: EventLoop.now), of: running))
+        let answers = carryOut(running.handshake.observed(segment, at: EventLoop.now), of: running)
         if first, running.handshake.report.firstAnswer != nil, let migration = migrations[running.migration] {
             migration.note(
                 running.isTowardsClient ? "client answered" : "from-host answered",
                 "seq \(segment.sequence) ack \(segment.acknowledgement)")
         }
         shareNumbers(of: segment, with: running)
+        return answers
     }
 
     /// What one end reveals helps to challenge the other.
@@ -218,7 +216,7 @@ extension Coordinator {
 
     /// Listens for new connections while a migration waits for one.
     func openEvents() throws {
-        let subscription = try events ?? ConntrackEvents()
+        let subscription = try events ?? ConntrackEvents(ends: false)
         events = subscription
         watchEvents(subscription)
     }
@@ -237,6 +235,7 @@ extension Coordinator {
 
     func closeEvents() {
         guard let subscription = events else { return }
+        announced.miss()
         loop.forget(subscription.fileDescriptor)
         events = nil
     }
@@ -259,11 +258,14 @@ extension Coordinator {
         }
         for event in seen {
             switch event {
-            case .new(let entry): observeConntrack(entry)
+            case .new(let entry):
+                announced.append(entry)
+                observeConntrack(entry)
             case .updated(let entry):
                 observeConntrack(entry)
                 observeCanary(entry)
-            case .destroyed, .lost: break
+            case .lost: announced.miss()
+            case .destroyed: break
             }
         }
     }

@@ -60,6 +60,8 @@ actor Coordinator {
     var isLooking = false
     var hasObserved = false
     var events: ConntrackEvents?
+    /// Connections that these have announced.
+    var announced = AnnouncedConnections()
     /// Migrations that wait for their client's new connection.
     var awaitingReconnect = AwaitedReconnects()
     /// What this turn of the loop has decided and not yet carried out.
@@ -103,9 +105,10 @@ actor Coordinator {
             throw error.problem
         }
         let dump: [ConnectionEntry]?
+        let position = announcements(before: request)
         (request.session.home, dump) = clientsView(of: request)
         if let refusal = obstacle(to: request) { throw refusal.problem }
-        let id = begin(request, dump: dump, caller: caller)
+        let id = begin(request, dump: dump, after: position, caller: caller)
         commit()
         guard let running = migrations[id] else {
             throw Problem(kind: .unknownMigration, detail: "Migration \(id) has gone.")
@@ -177,9 +180,10 @@ actor Coordinator {
     // MARK: - A migration's steps
 
     /// Starts a migration, if the policy allows it, and runs it as far as it goes at once. `dump`: the client's connections,
-    /// if just listed.
+    /// if just listed, `after` so many announcements of new ones.
     func begin(
-        _ request: MigrationRequest, dump: [ConnectionEntry]? = nil, caller: Caller, drain: UInt64? = nil
+        _ request: MigrationRequest, dump: [ConnectionEntry]? = nil, after position: UInt64? = nil, caller: Caller,
+        drain: UInt64? = nil
     ) -> UInt64 {
         var request = request
         request.prepares = !hooks(at: .prepare, for: request).isEmpty
@@ -196,6 +200,7 @@ actor Coordinator {
             lifetimes: configuration.lifetimes)
         let running = RunningMigration(machine, service: policy.service(of: key)?.name, eventLog: eventLog)
         running.dump = dump
+        running.dumpPosition = position
         running.drain = drain
         migrations[lastMigration] = running
         running.note("requested")
@@ -204,7 +209,7 @@ actor Coordinator {
             return running.machine.id
         }
         preparing[key] = lastMigration
-        logger.notice("migration requested", metadata: running.metadata)
+        logger.log(level: running.logLevel, "migration requested", metadata: running.metadata)
         advance(running, .requested)
         return running.machine.id
     }

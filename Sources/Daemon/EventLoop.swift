@@ -19,6 +19,8 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
     // Used on the loop's thread only.
     private var handlers: [Int32: (interest: Int16, body: () -> Void)] = [:]
     private var timers = TimerQueue()
+    /// What is to be done in the next turn.
+    private var nextTurn: [() -> Void] = []
     /// Called before anything that is due in a turn of the loop is done.
     var turnBegan: (() -> Void)?
     /// Called when everything that was due in a turn of the loop has been done: what it led to is carried out together.
@@ -93,6 +95,9 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
         timers.add(at: deadline, body)
     }
 
+    /// Calls `body` in the next turn of the loop, in the order of these calls, ahead of what is due then.
+    func next(_ body: @escaping () -> Void) { nextTurn.append(body) }
+
     func cancel(_ timer: UInt64) {
         timers.cancel(timer)
     }
@@ -144,11 +149,15 @@ final class EventLoop: SerialExecutor, @unchecked Sendable {
     }
 
     private func fireTimers() {
+        let turn = nextTurn
+        nextTurn = []
+        for body in turn { body() }
         let now = Self.now
         while let body = timers.take(at: now) { body() }
     }
 
     private func millisecondsToNextTimer() -> Int32 {
+        if !nextTurn.isEmpty { return 0 }
         guard let deadline = timers.deadline else { return -1 }
         let now = Self.now
         if deadline <= now { return 0 }

@@ -82,9 +82,9 @@ final class Gateway {
 
     /// Brings flow rules and table to what `change` says: what is stopped in user space first, then the kernel in one
     /// transaction, then what user space may forget. When the kernel refuses, user space is as before.
-    func install(_ change: SessionChange, undoneBy undo: SessionChange) throws {
+    func install(_ change: SessionChange, undoneBy undo: @autoclosure () -> SessionChange) throws {
         do {
-            try announce(change.setFlows)
+            try numberTranslations(of: change.setFlows)
             try post(change.setFlows.map { .set($0.key, $0.rule) })
             let tableChange = claim(change)
             do {
@@ -96,6 +96,7 @@ final class Gateway {
         } catch {
             // Whoever wants the change may have written it down already.
             table.loseTrack()
+            let undo = undo()
             // Every thread is told, also when one of them does not answer.
             let undoing: [FlowChange] =
                 undo.setFlows.map { .set($0.key, $0.rule) } + removals(undo)
@@ -123,7 +124,7 @@ final class Gateway {
     var translationElements: [TableElement] { translations.marks.keys.flatMap { translations.elements(of: $0) } }
 
     /// Makes the translations of new rules known, to the kernel first: a packet must not come with a mark that says nothing.
-    private func announce(_ flows: [(key: FlowKey, rule: FlowRule)]) throws {
+    private func numberTranslations(of flows: [(key: FlowKey, rule: FlowRule)]) throws {
         guard treatment == .mark else { return }
         let new = try translations.number(flows.lazy.compactMap(\.rule.translation))
         if new.isEmpty { return }

@@ -169,9 +169,8 @@ extension SQLiteJournal {
         }
     }
 
-    static func put(_ turn: JournaledTurn, into database: Database, _ encoder: JSONEncoder) throws {
-        let document = String(decoding: try encoder.encode(turn), as: UTF8.self)
+    static func put(_ turn: JournaledTurn, into database: Database) throws {
         try database.cachedStatement(sql: "INSERT OR REPLACE INTO turn VALUES (?, ?, ?)")
-            .execute(arguments: [Int64(turn.drain), turn.place, document])
+            .execute(arguments: [Int64(turn.drain), turn.place, turn.text])
     }
 }

@@ -46,14 +46,6 @@ extension SQLiteJournal {
         }
     }
 
-    package func forgetLifetimes(of session: SessionKey, before migration: UInt64) throws(JournalError) {
-        try access { database in
-            try database.execute(
-                sql: "DELETE FROM lifetime WHERE session = ? AND migration < ?",
-                arguments: ["\(session.original)", Int64(migration)])
-        }
-    }
-
     package func lifetimes() throws(JournalError) -> [StandingLifetime] {
         try access { database in
             try Row.fetchAll(database, sql: "SELECT migration, document FROM lifetime ORDER BY migration").compactMap {

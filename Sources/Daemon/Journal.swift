@@ -24,8 +24,6 @@ package protocol Journal: AnyObject {
     func write(_ standing: StandingLifetime) throws(JournalError)
     func lifetimes() throws(JournalError) -> [StandingLifetime]
     func forgetLifetime(_ migration: UInt64) throws(JournalError)
-    /// Forgets what a session's migrations before this one have left to be done.
-    func forgetLifetimes(of session: SessionKey, before migration: UInt64) throws(JournalError)
     /// The last event that each webhook has been told, by the webhook's name.
     func positions() throws(JournalError) -> [String: UInt64]
     func setPosition(of webhook: String, to event: UInt64) throws(JournalError)
@@ -149,7 +147,12 @@ package final class SQLiteJournal: Journal {
                 atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
             var configuration = GRDB.Configuration()
             configuration.prepareDatabase { database in
-                try database.execute(sql: "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+                // A drain writes the same pages again and again: what is written rarely into the database itself is written
+                // once (every 16 MiB), and waited for less often.
+                try database.execute(
+                    sql: """
+                        PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4096
+                        """)
             }
             database = try DatabaseQueue(path: directory + "/journal.sqlite", configuration: configuration)
             var migrator = DatabaseMigrator()
@@ -221,14 +224,13 @@ package final class SQLiteJournal: Journal {
     package func write(_ batch: JournalBatch) throws(JournalError) {
         if batch.isEmpty { return }
         try access { database in
-            let encoder = JSONEncoder()
-            for entry in batch.migrations { try Self.put(entry, into: database, encoder) }
+            for entry in batch.migrations { try Self.put(entry, into: database) }
             if let highest = batch.migrations.map(\.id).max() {
                 try database.cachedStatement(sql: "UPDATE counter SET value = MAX(value, ?) WHERE name = 'migration'")
                     .execute(arguments: [Int64(highest)])
             }
-            for session in batch.sessions { try Self.put(session, into: database, encoder) }
-            for turn in batch.turns { try Self.put(turn, into: database, encoder) }
+            for session in batch.sessions { try Self.put(session, into: database) }
+            for turn in batch.turns { try Self.put(turn, into: database) }
             for id in batch.forgotten {
                 try database.cachedStatement(sql: "DELETE FROM migration WHERE id = ?").execute(arguments: [Int64(id)])
             }
@@ -254,25 +256,22 @@ package final class SQLiteJournal: Journal {
             for key in keys {
                 try database.execute(sql: "DELETE FROM session WHERE key = ?", arguments: ["\(key.original)"])
             }
-            let encoder = JSONEncoder()
-            for session in sessions { try Self.put(session, into: database, encoder) }
+            for session in sessions { try Self.put(session, into: database) }
         }
     }
 
-    private static func put(_ entry: JournaledMigration, into database: Database, _ encoder: JSONEncoder) throws {
-        let document = String(decoding: try encoder.encode(entry), as: UTF8.self)
+    private static func put(_ entry: JournaledMigration, into database: Database) throws {
         try database.cachedStatement(sql: "INSERT OR REPLACE INTO migration VALUES (?, ?)")
-            .execute(arguments: [Int64(entry.id), document])
+            .execute(arguments: [Int64(entry.id), entry.text])
     }
 
-    private static func put(_ session: Session, into database: Database, _ encoder: JSONEncoder) throws {
+    private static func put(_ session: Session, into database: Database) throws {
         let key = "\(session.key.original)"
         if session.isIdle {
             try database.cachedStatement(sql: "DELETE FROM session WHERE key = ?").execute(arguments: [key])
         } else {
-            let document = String(decoding: try encoder.encode(SessionDocument(session)), as: UTF8.self)
             try database.cachedStatement(sql: "INSERT OR REPLACE INTO session VALUES (?, ?)")
-                .execute(arguments: [key, document])
+                .execute(arguments: [key, SessionDocument(session).text])
         }
     }
 
@@ -308,7 +307,7 @@ extension FourTuple {
 }
 
 extension ConnectionDocument {
-    init(_ connection: LocatedConnection) {
+    package init(_ connection: LocatedConnection) {
         clientSide = connection.clientSide.document
         serverSide = connection.serverSide.document
         phase = connection.phase
@@ -337,7 +336,7 @@ extension SessionDocument {
         yields = session.yields ? true : nil
         transits = session.transits.map { tuple, standing in
             TransitDocument(
-                source: "\(tuple.source)", destination: "\(tuple.destination)", transit: "\(standing.transit)",
+                source: "\(tuple.source)", destination: "\(tuple.destination)", transit: standing.transit.name,
                 host: "\(standing.host)", lifetime: standing.lifetime, migration: standing.migration,
                 sourcePort: standing.sourcePort)
         }
@@ -356,18 +355,32 @@ extension SessionDocument {
             session.yields = yields ?? false
         }
         if transits.isEmpty { return session }
-        let names: [String: Transit] = [
-            "frozen": .frozen, "awaitingSYN": .awaitingSYN, "guarded": .guarded, "trailing": .trailing,
-        ]
         for entry in transits {
             guard let tuple = FourTuple(document: [entry.source, entry.destination]), let host = Endpoint(entry.host),
-                let transit = names[entry.transit]
+                let transit = Transit(name: entry.transit)
             else { return nil }
             session.transits[tuple] = StandingTransit(
                 transit: transit, host: host, lifetime: entry.lifetime, migration: entry.migration,
                 sourcePort: entry.sourcePort)
         }
         return session
+    }
+}
+
+extension Transit {
+    fileprivate var name: String {
+        switch self {
+        case .frozen: "frozen"
+        case .awaitingSYN: "awaitingSYN"
+        case .guarded: "guarded"
+        case .trailing: "trailing"
+        }
+    }
+
+    fileprivate init?(name: String) {
+        let all: [Transit] = [.frozen, .awaitingSYN, .guarded, .trailing]
+        guard let transit = all.first(where: { $0.name == name }) else { return nil }
+        self = transit
     }
 }
 

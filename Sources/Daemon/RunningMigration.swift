@@ -24,8 +24,14 @@ final class RunningMigration {
     var isUnderWay = false
     /// The migration whose lifetime this one ends.
     var ends: UInt64?
-    /// The client's connections, listed when the request was read.
+    /// Older migrations of the session whose lifetimes are void since the switch, and still in the journal.
+    var endedLifetimes: [UInt64] = []
+    /// The client's connections, if they have been listed for this migration and it has not looked at them yet; and the
+    /// announcements of new ones that had come before that.
     var dump: [ConnectionEntry]?
+    var dumpPosition: UInt64?
+    /// What the last look at the client's connections has found.
+    var look: ConnectionLook?
     /// Conntrack's entries of the old connections, by client side.
     var entries: [FourTuple: ConnectionEntry] = [:]
     /// Entries of connections that are over: they keep their translation for a client that comes back from the same port.
@@ -59,6 +65,12 @@ final class RunningMigration {
         eventLog.publish(
             step == "finished" ? .migrationFinished : .migrationStep, step, detail, migration: machine.id,
             drain: drain, service: service)
+    }
+
+    /// A drain says by itself how far it is; what becomes of each of its sessions is in the log of events.
+    var logLevel: Logger.Level {
+        if case .failed? = machine.outcome { return .notice }
+        return drain == nil ? .notice : .debug
     }
 
     var metadata: Logger.Metadata {

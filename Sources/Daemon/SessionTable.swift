@@ -255,7 +255,11 @@ package struct AwaitedReconnects {
 
     /// Those that wait for this client endpoint, or for its address from any port.
     package func ids(of client: Endpoint) -> Set<UInt64> {
-        let any = ofEndpoint[Endpoint(address: client.address, port: 0)] ?? []
-        return (ofEndpoint[client] ?? []).union(any).union(ofEverybody)
+        // Conntrack announces every connection of the gateway, so this is asked much more often than anybody waits.
+        guard !endpoints.isEmpty else { return [] }
+        var ids = ofEndpoint[client] ?? []
+        if let any = ofEndpoint[Endpoint(address: client.address, port: 0)] { ids.formUnion(any) }
+        if !ofEverybody.isEmpty { ids.formUnion(ofEverybody) }
+        return ids
     }
 }

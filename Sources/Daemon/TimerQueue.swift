@@ -3,16 +3,25 @@
 /// What is to be done at which time: a binary heap that knows where each of its entries is, so that adding, taking the
 /// first and cancelling any cost a logarithm of their number. Of equal deadlines the older comes first.
 package struct TimerQueue {
-    private struct Entry {
+    private final class Entry {
         let id: UInt64
         let deadline: UInt64
         let body: () -> Void
+        /// Its index in the heap.
+        var place: Int
+
+        init(id: UInt64, deadline: UInt64, place: Int, _ body: @escaping () -> Void) {
+            self.id = id
+            self.deadline = deadline
+            self.place = place
+            self.body = body
+        }
 
         func precedes(_ other: Entry) -> Bool { (deadline, id) < (other.deadline, other.id) }
     }
 
     private var entries: [Entry] = []
-    private var places: [UInt64: Int] = [:]
+    private var known: [UInt64: Entry] = [:]
     private var lastID: UInt64 = 0
 
     package init() {}
@@ -25,15 +34,16 @@ package struct TimerQueue {
     /// Returns a number for `cancel`.
     package mutating func add(at deadline: UInt64, _ body: @escaping () -> Void) -> UInt64 {
         lastID += 1
-        entries.append(Entry(id: lastID, deadline: deadline, body: body))
-        places[lastID] = entries.count - 1
+        let entry = Entry(id: lastID, deadline: deadline, place: entries.count, body)
+        entries.append(entry)
+        known[lastID] = entry
         rise(from: entries.count - 1)
         return lastID
     }
 
     package mutating func cancel(_ id: UInt64) {
-        guard let place = places[id] else { return }
-        remove(at: place)
+        guard let entry = known[id] else { return }
+        remove(at: entry.place)
     }
 
     /// Takes the first entry out when its deadline has come.
@@ -45,7 +55,7 @@ package struct TimerQueue {
 
     private mutating func remove(at place: Int) {
         swap(place, entries.count - 1)
-        places[entries.removeLast().id] = nil
+        known[entries.removeLast().id] = nil
         guard place < entries.count else { return }
         rise(from: place)
         sink(from: place)
@@ -76,7 +86,7 @@ package struct TimerQueue {
     private mutating func swap(_ one: Int, _ other: Int) {
         guard one != other else { return }
         entries.swapAt(one, other)
-        places[entries[one].id] = one
-        places[entries[other].id] = other
+        entries[one].place = one
+        entries[other].place = other
     }
 }

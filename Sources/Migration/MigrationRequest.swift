@@ -73,6 +73,9 @@ public struct LocatedConnection: Hashable, Sendable {
         self.serverSide = serverSide
         self.phase = phase
     }
+
+    /// What the client calls it tells it from any other there is at the same time.
+    public func hash(into hasher: inout Hasher) { hasher.combine(clientSide) }
 }
 
 /// Why a migration did not take place. Nothing of it is on the network.

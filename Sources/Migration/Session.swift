@@ -37,6 +37,12 @@ public struct SessionKey: Hashable, Sendable {
         self.home = home
     }
 
+    /// In whole words: see `IPAddress.hash(into:)`.
+    public func hash(into hasher: inout Hasher) {
+        hasher.combine(clientEndpoint)
+        hasher.combine(home)
+    }
+
     public var scope: Scope { client == nil ? .service : clientPort == nil ? .client : .connection }
 
     /// The client's endpoint; port 0 stands for any port, the unspecified address for any client.
@@ -162,6 +168,7 @@ public struct Session: Hashable, Sendable {
     /// What this session contributes to our nftables table, with each element's lifetime (nil: for ever).
     public func elements() -> [TableElement: UInt32?] {
         var elements: [TableElement: UInt32?] = [:]
+        elements.reserveCapacity(2 * transits.count + replies.count + 4)
         for (tuple, standing) in transits {
             switch standing.transit {
             case .frozen, .awaitingSYN, .trailing:
@@ -223,6 +230,7 @@ public struct Session: Hashable, Sendable {
     /// What this session contributes to the flow table of every queue thread.
     public func flows() -> [FlowKey: FlowRule] {
         var flows: [FlowKey: FlowRule] = [:]
+        flows.reserveCapacity(2 * transits.count + 4)
         forEachLastingFlow { flows[$0] = $1 }
         let passage = passage
         for (tuple, standing) in transits {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+internal import CLinuxShims
 internal import Glibc
 public import Wire
 
@@ -50,58 +51,55 @@ public struct SegmentSocket: ~Copyable {
         return descriptor
     }
 
-    /// Sends one segment. That the kernel takes it does not say that it arrives: a dead neighbour is silent.
-    public func send(_ segment: TCPSegment) throws(SpoofError) {
-        // The kernel fills in an identification of 0 itself (`raw_send_hdrinc`).
-        let octets = segment.encode(identification: 0)
-        guard !octets.isEmpty else { throw SpoofError(.send, tuple: segment.tuple, errno: EINVAL) }
-        let destination = segment.tuple.destination.address
-        let sent: Int
-        switch destination {
-        case .v4(let address):
-            var name = sockaddr_in()
-            name.sin_family = sa_family_t(AF_INET)
-            name.sin_addr.s_addr = address.rawValue.bigEndian
-            sent = unsafe withUnsafeBytes(of: &name) { unsafe Self.send(octets, to: $0, on: ipv4) }
-        case .v6(let address):
-            guard ipv6 >= 0 else { throw SpoofError(.open(.ipv6), tuple: segment.tuple, errno: EAFNOSUPPORT) }
-            var name = sockaddr_in6()
-            name.sin6_family = sa_family_t(AF_INET6)
-            // The port must be 0 here: it would be taken for a protocol number (`rawv6_sendmsg`).
-            unsafe withUnsafeMutableBytes(of: &name.sin6_addr) { octets in
-                unsafe octets.storeBytes(of: address.high.bigEndian, toByteOffset: 0, as: UInt64.self)
-                unsafe octets.storeBytes(of: address.low.bigEndian, toByteOffset: 8, as: UInt64.self)
-            }
-            sent = unsafe withUnsafeBytes(of: &name) { unsafe Self.send(octets, to: $0, on: ipv6) }
-        }
-        guard sent == octets.count else {
-            throw SpoofError(.send, tuple: segment.tuple, errno: sent < 0 ? errno : EMSGSIZE)
+    /// Sends segments, each whatever becomes of the others. That the kernel takes one does not say that it arrives: a dead
+    /// neighbour is silent.
+    ///
+    /// - Returns: what went wrong; empty when all were taken.
+    public func send(_ segments: [TCPSegment]) -> [SpoofError] {
+        if segments.isEmpty { return [] }
+        return AddressFamily.allCases.flatMap { family in
+            send(segments.filter { $0.tuple.destination.address.family == family }, family)
         }
     }
 
-    /// Sends many segments, each whatever became of the others.
-    ///
-    /// - Returns: what went wrong, in the order of the segments; empty when all were taken.
-    public func send(_ segments: [TCPSegment]) -> [SpoofError] {
+    private func send(_ segments: [TCPSegment], _ family: AddressFamily) -> [SpoofError] {
+        if segments.isEmpty { return [] }
+        let descriptor = family == .ipv4 ? ipv4 : ipv6
+        guard descriptor >= 0 else {
+            return segments.map { SpoofError(.open(family), tuple: $0.tuple, errno: EAFNOSUPPORT) }
+        }
         var errors: [SpoofError] = []
+        var tuples: [FourTuple] = []
+        var octets: [UInt8] = []
+        var lengths: [UInt32] = []
+        octets.reserveCapacity(segments.count * 64)
         for segment in segments {
-            do {
-                try send(segment)
-            } catch {
-                errors.append(error)
+            // The kernel fills in an identification of 0 itself (`raw_send_hdrinc`).
+            let packet = segment.encode(identification: 0)
+            guard !packet.isEmpty else {
+                errors.append(SpoofError(.send, tuple: segment.tuple, errno: EINVAL))
+                continue
+            }
+            octets += packet
+            lengths.append(UInt32(packet.count))
+            tuples.append(segment.tuple)
+        }
+        var (next, offset) = (0, 0)
+        while next < lengths.count {
+            let taken = unsafe octets.withUnsafeBufferPointer { octets in
+                unsafe lengths.withUnsafeBufferPointer { lengths in
+                    unsafe Int(
+                        nfqmig_send_packets(
+                            descriptor, family == .ipv4 ? AF_INET : AF_INET6, octets.baseAddress.map { $0 + offset },
+                            lengths.baseAddress.map { $0 + next }, UInt32(lengths.count - next)))
+                }
+            }
+            if taken <= 0 { errors.append(SpoofError(.send, tuple: tuples[next], errno: Int32(-taken))) }
+            for _ in 0..<max(taken, 1) {
+                offset += Int(lengths[next])
+                next += 1
             }
         }
         return errors
-    }
-
-    private static func send(_ octets: [UInt8], to name: UnsafeRawBufferPointer, on descriptor: Int32) -> Int {
-        while true {
-            let sent = unsafe octets.withUnsafeBytes { payload in
-                unsafe sendto(
-                    descriptor, payload.baseAddress, payload.count, 0,
-                    name.baseAddress?.assumingMemoryBound(to: sockaddr.self), socklen_t(name.count))
-            }
-            if sent >= 0 || errno != EINTR { return sent }
-        }
     }
 }

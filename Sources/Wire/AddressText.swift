@@ -21,7 +21,39 @@ extension IPv4Address: LosslessStringConvertible {
     public init?(_ description: String) { self.init(description[...]) }
 
     public var description: String {
-        "\(rawValue >> 24).\(rawValue >> 16 & 0xff).\(rawValue >> 8 & 0xff).\(rawValue & 0xff)"
+        unsafe String(unsafeUninitializedCapacity: Self.longestText) { unsafe write(to: $0) }
+    }
+
+    fileprivate static let longestText = 15
+
+    /// Writes the text without making strings of its parts, since journal, log and events name endpoints all the time.
+    /// Returns its length.
+    fileprivate func write(to text: UnsafeMutableBufferPointer<UInt8>) -> Int {
+        var length = 0
+        for place in 0..<4 {
+            if place > 0 {
+                unsafe text[length] = UInt8(ascii: ".")
+                length += 1
+            }
+            let octet = UInt16(rawValue >> UInt32(24 - 8 * place) & 0xff)
+            length += unsafe octet.write(to: UnsafeMutableBufferPointer(rebasing: text[length...]))
+        }
+        return length
+    }
+}
+
+extension UInt16 {
+    /// Writes the decimal digits and returns how many there are.
+    fileprivate func write(to text: UnsafeMutableBufferPointer<UInt8>) -> Int {
+        let count = self < 10 ? 1 : self < 100 ? 2 : self < 1000 ? 3 : self < 10_000 ? 4 : 5
+        var rest = self
+        var place = count
+        while place > 0 {
+            place -= 1
+            unsafe text[place] = UInt8(ascii: "0") + UInt8(truncatingIfNeeded: rest % 10)
+            rest /= 10
+        }
+        return count
     }
 }
 
@@ -122,7 +154,12 @@ extension Endpoint: LosslessStringConvertible {
 
     public var description: String {
         switch address {
-        case .v4(let address): "\(address):\(port)"
+        case .v4(let address):
+            unsafe String(unsafeUninitializedCapacity: IPv4Address.longestText + 6) { text in
+                let length = unsafe address.write(to: text)
+                unsafe text[length] = UInt8(ascii: ":")
+                return unsafe length + 1 + port.write(to: UnsafeMutableBufferPointer(rebasing: text[(length + 1)...]))
+            }
         case .v6(let address): "[\(address)]:\(port)"
         }
     }

@@ -112,6 +112,42 @@ import Wire
         }
     }
 
+    @Test func `what is written without an encoder is what a decoder reads`() throws {
+        func read<Document: Decodable>(_ text: String, _: Document.Type) throws -> Document {
+            try JSONDecoder().decode(Document.self, from: Data(text.utf8))
+        }
+        let client = try #require(IPAddress("192.0.2.1"))
+        let home = try #require(Endpoint("198.51.100.1:80"))
+        let plain = Session(key: SessionKey(client: client, clientPort: nil, home: home), id: UInt64.max)
+        let service = Session(key: SessionKey(client: nil, clientPort: nil, home: home))
+        for session in [try session(), plain, service] {
+            let document = SessionDocument(session)
+            #expect(try read(document.text, SessionDocument.self) == document)
+            for stage in [JournaledMigration.Stage.switching, .resetting] {
+                var entry = JournaledMigration(
+                    id: 0, stage: stage, before: document, to: stage == .switching ? "\(home)" : nil, datapath: "queue",
+                    passive: stage == .switching, fromHost: "\(home)", connections: [])
+                #expect(try read(entry.text, JournaledMigration.self) == entry)
+                let tuple = FourTuple(source: Endpoint(address: client, port: 40_000), destination: home)
+                var connection = LocatedConnection(clientSide: tuple, serverSide: tuple.reversed, phase: .halfOpen)
+                entry.connections = [ConnectionDocument(connection)]
+                connection.probePort = 9
+                entry.connections.append(ConnectionDocument(connection))
+                entry.member = JournaledMember(drain: 40, place: 0, host: 10, isReturning: true)
+                #expect(try read(entry.text, JournaledMigration.self) == entry)
+            }
+        }
+        let awkward = "\"\\\u{0}\u{1f}\n\u{7f}é→\u{1F600}/"
+        for result in [Drain.Result.moved(isProven: true), .moved(isProven: false), .gone, .failed(reason: awkward)] {
+            for isBack in [nil, true, false] {
+                let turn = JournaledTurn(
+                    drain: 1, place: 65_535, host: 0, result: result, session: 5, isAwaited: isBack ?? true,
+                    isBack: isBack)
+                #expect(try read(turn.text, JournaledTurn.self) == turn)
+            }
+        }
+    }
+
     @Test func `a session that follows its client is there once, under its new port`() throws {
         try withDirectory { directory in
             let journal = try SQLiteJournal(directory: directory)
@@ -150,7 +186,7 @@ import Wire
         }
     }
 
-    @Test func `a lifetime comes back as it was written, until a later migration ends it`() throws {
+    @Test func `a lifetime comes back as it was written, until it is forgotten`() throws {
         try withDirectory { directory in
             let key = try session().key
             let later = StandingLifetime(
@@ -163,7 +199,7 @@ import Wire
             let journal = try SQLiteJournal(directory: directory)
             for each in [earlier, later, other] { try journal.write(each) }
             #expect(try SQLiteJournal(directory: directory).lifetimes() == [other, earlier, later])
-            try journal.forgetLifetimes(of: key, before: 9)
+            try journal.forgetLifetime(8)
             #expect(try journal.lifetimes() == [other, later])
             try journal.forgetLifetime(9)
             #expect(try journal.lifetimes() == [other])

@@ -108,7 +108,7 @@ struct KernelTests {
             func carryOut(_ actions: [ResetHandshake.Action], _ index: Int) throws {
                 for action in actions {
                     switch action {
-                    case .send(let segment): try socket.socket.send(segment)
+                    case .send(let segment): #expect(socket.socket.send([segment]).isEmpty)
                     case .finish: times[index] = Double(Capture.now - start) / 1e6
                     }
                 }
@@ -225,7 +225,7 @@ struct KernelTests {
             guard segment.tuple == handshakes[0].order.tuple.reversed else { continue }
             for action in handshakes[0].observed(segment, at: Capture.now) {
                 switch action {
-                case .send(let segment): try socket.socket.send(segment)
+                case .send(let segment): #expect(socket.socket.send([segment]).isEmpty)
                 case .finish(let outcome): last = outcome
                 }
             }
@@ -290,6 +290,7 @@ struct KernelTests {
         try scene.lab.nft(
             .gateway, "table inet own { chain o { type filter hook output priority 0; meta mark 0x6e600000 drop; } }")
         let socket = try scene.lab.inside(.gateway) { try SocketBox() }
+        var refused: [TCPSegment] = []
         for (family, host) in [(AddressFamily.ipv4, Lab.Host.server), (.ipv6, .server)] {
             let segment = TCPSegment(
                 tuple: FourTuple(
@@ -300,6 +301,19 @@ struct KernelTests {
             #expect(errors.first?.isRefusedByFirewall == true)
             #expect(errors.first?.tuple == segment.tuple)
             #expect(errors.first?.description.contains("packet filter refused") == true)
+            refused += [segment, segment]
         }
+        // One by one, whatever becomes of the others.
+        var long = refused[0]
+        long.payloadLength = .max
+        refused.insert(long, at: 1)
+        try scene.lab.nft(.gateway, "delete chain inet own o")
+        try scene.lab.nft(
+            .gateway,
+            "table inet own { chain o { type filter hook output priority 0; ip version 4 meta mark 0x6e6d6967 drop; } }"
+        )
+        let errors = socket.socket.send(refused)
+        #expect(errors.map(\.tuple?.source.address.family) == [.ipv4, .ipv4, .ipv4])
+        #expect(errors.filter(\.isRefusedByFirewall).count == 2)
     }
 }

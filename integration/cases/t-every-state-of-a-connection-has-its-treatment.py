@@ -18,7 +18,7 @@ from foreign import abort, fate, listener, tcp
 from inspection import children
 from lab import Lab, address, endpoint
 from product import Daemon
-from stage import captures
+from stage import Stage, captures
 from states import PORT, Scene
 
 # Between the kernel's change of the table and the daemon's note of the time a packet may still be on its way.
@@ -264,7 +264,44 @@ def time_wait(case, theatre, family, datapath, closer):
         case.equal([] if closer == "A" else meddled, [], what + ": nothing is sent about it")
 
 
+def opened_meanwhile(case, family, datapath):
+    """Connections that a client opens and closes while the to-host is asked: the second look sees what the first could not."""
+    what = "opened while the to-host is asked (IPv%d, %s)" % (family, datapath)
+    with Stage([PORT], check_timeout=5000) as stage:
+        names = ["old", "closed"]
+        for name in names:
+            stage.open(name, "rr", PORT, family, think=10)
+        # Twice: the second time the client's binding is there already, and in datapath `queue` what it carries is known.
+        for letter, new in (("b", "new"), ("d", "newer")):
+            # The gateway's question is dropped once, and asked again a second later.
+            stage.lab.nft(letter, "table inet late {\nchain input {\ntype filter hook input priority 0;\n"
+                                  "tcp flags & (syn | ack) == syn drop\n}\n}\n")
+            mark, found = stage.client.mark(), []
+            thread = threading.Thread(target=lambda: found.append(stage.migrate("old", letter, "--datapath", datapath)[0]))
+            thread.start()
+            time.sleep(0.4)
+            stage.client.close(names.pop())
+            stage.open(new, "rr", PORT, family, think=10)
+            names.append(new)
+            stage.lab.run(letter, "nft", "delete", "table", "inet", "late")
+            thread.join()
+            case.equal((found[0].code, found[0]["outcome"], len(found[0]["connections"] or ())), (0, "proven", 2),
+                       what + ": two connections are moved to %s, proven" % letter.upper())
+            case.note(str(found[0]))
+            for name in names:
+                case.ok(bool(stage.client.await_up(name, letter.upper(), mark, 5)) and stage.client.works(name),
+                        what + ": connection \"%s\" works on %s" % (name, letter.upper()), lambda: str(found[0]))
+            waited = [step["at"] for step in found[0]["timeline"] if step["step"] == "located again"]
+            case.ok(waited and waited[0] > 500, what + ": there was time for it", lambda: str(found[0]))
+        stage.healthy(case)
+
+
 def body(case):
+    opened_meanwhile(case, 4, "kernel")
+    opened_meanwhile(case, 6, "queue")
+    if case.full:
+        opened_meanwhile(case, 6, "kernel")
+        opened_meanwhile(case, 4, "queue")
     with Lab() as lab:
         for host in "cab":
             lab.sysctl(host, "net.ipv4.tcp_fastopen=0x207")

@@ -16,6 +16,11 @@
 /// or -errno.
 int nfqmig_receive_many(int fd, struct iovec *buffers, unsigned count, unsigned *received, int nonblocking);
 
+/// sendmmsg(2), for a raw socket of `family` that takes whole packets. They lie in `octets` one behind the other, each so
+/// long as `lengths` says; each goes to the destination that its own header names. Stops at the first that the kernel refuses.
+/// Returns how many it has taken, at most 256, or -errno when the first was refused.
+int nfqmig_send_packets(int fd, int family, const unsigned char *octets, const unsigned *lengths, unsigned count);
+
 /// pthread_setaffinity_np(3) is _GNU_SOURCE. Pins the calling thread to `cpu`. Returns 0 or -errno.
 int nfqmig_pin_thread(unsigned cpu);
 
