@@ -70,7 +70,8 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
         observations: ObservationRing<Observation>, mark: UInt32, seed: UInt64, queue: UInt16 = 0,
         flows: [(key: FlowKey, rule: FlowRule)] = []
     ) {
-        table = FlowTable(capacity: flows.count + 1024, seed: seed)
+        let narrow = flows.count { $0.key.tuple.source.address.family == .ipv4 }
+        table = FlowTable(capacity: narrow + 1024, wideCapacity: flows.count - narrow, seed: seed)
         for flow in flows { table.set(flow.key, flow.rule) }
         self.observations = observations
         self.mark = mark

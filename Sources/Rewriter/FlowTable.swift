@@ -19,11 +19,11 @@ public struct FlowTable: ~Copyable {
     /// daemon sees first is learnt.
     @usableFromInline internal var sinceReminder = 60
 
-    /// A table that takes `capacity` flows of IPv4 before it grows. `seed` must not be known to those who choose addresses
+    /// A table that takes `capacity` flows of IPv4, and `wideCapacity` others, before it grows. `seed` must not be known to those who choose addresses
     /// and ports: it keeps them from choosing flows that all fall on one slot.
-    public init(capacity: Int = 1024, seed: UInt64) {
+    public init(capacity: Int = 1024, wideCapacity: Int = 0, seed: UInt64) {
         narrow = FlowSlots(capacity: capacity)
-        wide = FlowSlots(capacity: 0)
+        wide = FlowSlots(capacity: wideCapacity)
         self.seed = seed
     }
 
