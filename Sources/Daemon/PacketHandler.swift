@@ -76,7 +76,9 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
         treatment: Treatment = .rewrite, marks: [Translation: UInt32] = [:],
         flows: [(key: FlowKey, rule: FlowRule)] = []
     ) {
-        table = FlowTable(capacity: flows.count + 1024, seed: seed, treatment: treatment)
+        let narrow = flows.count { $0.key.tuple.source.address.family == .ipv4 }
+        table = FlowTable(
+            capacity: narrow + 1024, wideCapacity: flows.count - narrow, seed: seed, treatment: treatment)
         for (translation, mark) in marks { table.setMark(mark, of: translation) }
         for flow in flows { table.set(flow.key, flow.rule) }
         self.observations = observations

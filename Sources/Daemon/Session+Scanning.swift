@@ -112,7 +112,9 @@ private struct DocumentScanner: ~Escapable {
     /// Takes a string that is an address; takes nothing when it is none.
     mutating func address() -> IPAddress? {
         let start = offset
-        if skip(UInt8(ascii: "\"")), let address = dotted(), skip(UInt8(ascii: "\"")) { return .v4(address) }
+        if skip(UInt8(ascii: "\"")), let address = dotted(), take(UInt8(ascii: "\"")) { return .v4(address) }
+        offset = start
+        if skip(UInt8(ascii: "\"")), let address = groups(), take(UInt8(ascii: "\"")) { return .v6(address) }
         offset = start
         if let address = string().flatMap({ IPAddress($0) }) { return address }
         offset = start
@@ -128,6 +130,12 @@ private struct DocumentScanner: ~Escapable {
             return Endpoint(address: .v4(address), port: port)
         }
         offset = start
+        if skip(UInt8(ascii: "\"")), take(UInt8(ascii: "[")), let address = groups(), take(UInt8(ascii: "]")),
+            take(UInt8(ascii: ":")), let port = decimal(5).flatMap(UInt16.init(exactly:)), take(UInt8(ascii: "\""))
+        {
+            return Endpoint(address: .v6(address), port: port)
+        }
+        offset = start
         return string().flatMap { texts.endpoint($0) }
     }
 
@@ -140,6 +148,52 @@ private struct DocumentScanner: ~Escapable {
             value = value << 8 | octet
         }
         return IPv4Address(rawValue: value)
+    }
+
+    /// Takes an address of IPv6, but for one that ends as an address of IPv4 is written.
+    private mutating func groups() -> IPv6Address? {
+        // Before and behind the gap, which stands for as many groups as are missing.
+        var (head, tail): (UInt128, UInt128) = (0, 0)
+        var (headCount, tailCount, hasGap, isOpen) = (0, 0, false, false)
+        if take(UInt8(ascii: ":")) {
+            guard take(UInt8(ascii: ":")) else { return nil }
+            hasGap = true
+        }
+        while let group = hexadecimal() {
+            if hasGap {
+                (tail, tailCount) = (tail << 16 | group, tailCount + 1)
+            } else {
+                (head, headCount) = (head << 16 | group, headCount + 1)
+            }
+            isOpen = take(UInt8(ascii: ":"))
+            if isOpen, take(UInt8(ascii: ":")) {
+                if hasGap { return nil }
+                (hasGap, isOpen) = (true, false)
+            } else if !isOpen {
+                break
+            }
+        }
+        let count = headCount + tailCount
+        guard !isOpen, hasGap ? count < 8 : count == 8 else { return nil }
+        let value = head << UInt128(16 * (8 - headCount)) | tail
+        return IPv6Address(high: UInt64(truncatingIfNeeded: value >> 64), low: UInt64(truncatingIfNeeded: value))
+    }
+
+    /// Takes a number of one to four hexadecimal digits; takes nothing when there is none.
+    private mutating func hexadecimal() -> UInt128? {
+        var (value, count): (UInt128, Int) = (0, 0)
+        while offset < octets.count, count < 4 {
+            let digit: UInt8
+            switch octets[offset] {
+            case UInt8(ascii: "0")...UInt8(ascii: "9"): digit = octets[offset] - UInt8(ascii: "0")
+            case UInt8(ascii: "a")...UInt8(ascii: "f"): digit = octets[offset] - UInt8(ascii: "a") + 10
+            default: return count == 0 ? nil : value
+            }
+            value = value << 4 | UInt128(digit)
+            offset += 1
+            count += 1
+        }
+        return count == 0 ? nil : value
     }
 
     /// Takes this octet if it is the very next.

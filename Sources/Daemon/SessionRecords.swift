@@ -114,6 +114,7 @@ struct SessionRecords: Sendable {
             values[Int(free)] = session
         } else {
             record.client = UInt32(values.count)
+            if values.capacity == values.count { values.reserveCapacity(values.count + max(16, values.count / 8)) }
             values.append(session)
         }
         records[place].assign(record)

@@ -220,6 +220,17 @@ struct NftSet: ~Copyable {
         unsafe nftnl_set_set_u64(handle, UInt16(NFTNL_SET_TIMEOUT.rawValue), milliseconds)
     }
 
+    /// Tells nft that keys are in the machine's byte order: user data of type NFTNL_UDATA_SET_KEYBYTEORDER, with the value
+    /// that nft has for it (BYTEORDER_HOST_ENDIAN). The kernel only keeps it.
+    func setKeysInHostOrder() {
+        let order = unsafe withUnsafeBytes(of: UInt32(1)) { unsafe Array($0) }
+        let data = [UInt8(NFTNL_UDATA_SET_KEYBYTEORDER.rawValue), UInt8(order.count)] + order
+        _ = unsafe data.withUnsafeBytes { octets in
+            unsafe nftnl_set_set_data(
+                handle, UInt16(NFTNL_SET_USERDATA.rawValue), octets.baseAddress, UInt32(octets.count))
+        }
+    }
+
     func append(_ element: consuming NftElement) { unsafe nftnl_set_elem_add(handle, element.release()) }
 
     func write(to message: UnsafeMutablePointer<nlmsghdr>) {

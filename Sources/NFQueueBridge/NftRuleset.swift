@@ -68,6 +68,7 @@ struct NftRulesetEncoder {
         set.set(NFTNL_SET_KEY_TYPE, definition.key.typeNumber)
         set.set(NFTNL_SET_KEY_LEN, definition.key.length)
         set.set(NFTNL_SET_ID, takeSetID())
+        if definition.key == [.mark] { set.setKeysInHostOrder() }
         if let size = definition.size { set.set(NFTNL_SET_DESC_SIZE, size) }
         if let timeout = definition.timeout { set.setTimeout(milliseconds: UInt64(timeout) * 1000) }
         unsafe batch.append(NFT_MSG_NEWSET, flags: NLM_F_CREATE) { unsafe set.write(to: $0) }

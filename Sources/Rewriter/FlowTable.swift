@@ -25,13 +25,13 @@ public struct FlowTable: ~Copyable {
     @usableFromInline internal let treatment: Treatment
     @usableFromInline internal var marks = TranslationMarks()
 
-    /// A table that takes `capacity` flows of IPv4 before it grows. `seed` must not be known to those who choose addresses
-    /// and ports: it keeps them from choosing flows that all fall on one slot. With treatment `mark`, each translation must
-    /// have its mark before it is in a rule: what has none is dropped.
-    public init(capacity: Int = 1024, seed: UInt64, treatment: Treatment = .rewrite) {
+    /// A table that takes `capacity` flows of IPv4, and `wideCapacity` others, before it grows. `seed` must not be known to
+    /// those who choose addresses and ports: it keeps them from choosing flows that all fall on one slot. With treatment
+    /// `mark`, each translation must have its mark before it is in a rule: what has none is dropped.
+    public init(capacity: Int = 1024, wideCapacity: Int = 0, seed: UInt64, treatment: Treatment = .rewrite) {
         self.treatment = treatment
         narrow = FlowSlots(capacity: capacity)
-        wide = FlowSlots(capacity: 0)
+        wide = FlowSlots(capacity: wideCapacity)
         self.seed = seed
     }
 

@@ -90,8 +90,8 @@ public struct SegmentSocket: ~Copyable {
                 unsafe lengths.withUnsafeBufferPointer { lengths in
                     unsafe Int(
                         nfqmig_send_packets(
-                            descriptor, family == .ipv4 ? AF_INET : AF_INET6, octets.baseAddress.map { $0 + offset },
-                            lengths.baseAddress.map { $0 + next }, UInt32(lengths.count - next)))
+                            descriptor, family == .ipv4 ? AF_INET : AF_INET6, octets.baseAddress.map { unsafe $0 + offset },
+                            lengths.baseAddress.map { unsafe $0 + next }, UInt32(lengths.count - next)))
                 }
             }
             if taken <= 0 { errors.append(SpoofError(.send, tuple: tuples[next], errno: Int32(-taken))) }

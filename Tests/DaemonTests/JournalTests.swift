@@ -98,6 +98,27 @@ import Wire
         }
     }
 
+    @Test func `addresses of IPv6 are scanned as they are read everywhere else`() throws {
+        var texts = EndpointTexts()
+        func document(_ client: String) -> String {
+            #"{"id":1,"client":"\#(client)","clientPort":1,"home":"[2001:db8::1]:80","transits":[]}"#
+        }
+        for _ in 0..<2000 {
+            func number() -> UInt64 {
+                (0..<4).reduce(0) { value, _ in value << 16 | [0, 0, UInt64.random(in: 0...0xffff)].randomElement()! }
+            }
+            let address = IPAddress.v6(IPv6Address(high: number(), low: number()))
+            #expect(Session(scanning: document("\(address)"), &texts)?.key.client == address)
+        }
+        for text in [
+            "::", "::1", "1::", "1:2:3:4:5:6:7::", "::2:3:4:5:6:7:8", "1:2:3:4:5:6:7:8", "0001::000f", "::192.0.2.1",
+            "ABCD::",
+            ":::", ":1", "1:", "1:::2", "1::2::3", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "1::2:3:4:5:6:7:8", "12345::",
+            "g::", "",
+            "1::2:", "::%1", "[::]",
+        ] { #expect(Session(scanning: document(text), &texts)?.key.client == IPAddress(text), "\(text)") }
+    }
+
     @Test func `an orderly end is found once`() throws {
         try withDirectory { directory in
             let end = OrderlyEnd(boot: "b", network: .max, generation: .max)

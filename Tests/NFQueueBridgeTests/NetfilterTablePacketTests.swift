@@ -179,10 +179,12 @@ struct NetfilterTablePacketTests {
                     }
                 }
                 """)
+            let reply = try Lab.tuple("\(ends.host):8443", "\(ends.client):5000")
+            let involved = TableElement.involved(reply.source.address)
+            try table.apply(TableChange(adding: [involved]))
             let seen = try wire.send("client \(ends.client):5000>\(ends.host):8443 A 1 1")
             #expect(seen == ["host \(ends.client):5000>\(ends.host):8443 A 1 1"])
-            let reply = try Lab.tuple("\(ends.host):8443", "\(ends.client):5000")
-            #expect(try Set(table.elements()) == [.reply(reply), .icmpPeer(reply.destination.address)])
+            #expect(try Set(table.elements()) == [involved, .reply(reply), .icmpPeer(reply.destination.address)])
         }
     }
 
@@ -216,6 +218,7 @@ struct NetfilterTablePacketTests {
             let family = host.address.family
             try table.apply(
                 TableChange(adding: [
+                    .involved(try Lab.endpoint("\(ends.home):1").address),
                     .endpointAddress(number: 1, host.address), .endpointPort(number: 1, 8443, family),
                     .endpointAddress(number: 2, host.address), .endpointPort(number: 2, 8444, family),
                     .clientPort(number: 2, 1023, family),
@@ -245,6 +248,7 @@ struct NetfilterTablePacketTests {
             let family = home.address.family
             try table.apply(
                 TableChange(adding: [
+                    .answering(try Lab.endpoint("\(ends.host):1").address),
                     .endpointAddress(number: 1, home.address), .endpointPort(number: 1, 80, family),
                     .endpointAddress(number: 2, home.address), .endpointPort(number: 2, 80, family),
                     .clientPort(number: 2, 5001, family),

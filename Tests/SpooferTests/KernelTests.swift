@@ -310,7 +310,7 @@ struct KernelTests {
         try scene.lab.nft(.gateway, "delete chain inet own o")
         try scene.lab.nft(
             .gateway,
-            "table inet own { chain o { type filter hook output priority 0; ip version 4 meta mark 0x6e6d6967 drop; } }"
+            "table inet own { chain o { type filter hook output priority 0; ip version 4 meta mark 0x6e600000 drop; } }"
         )
         let errors = socket.socket.send(refused)
         #expect(errors.map(\.tuple?.source.address.family) == [.ipv4, .ipv4, .ipv4])
