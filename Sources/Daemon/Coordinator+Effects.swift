@@ -213,9 +213,10 @@ extension Coordinator {
         } catch {
             guard (try? gateway.table.exists) == false else { throw error }
             logger.error("the table was deleted by another program; it is made again")
-            let elements = sessions.values.flatMap { session in
-                session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
-            } + gateway.translationElements.map { TableChange.Addition(element: $0) }
+            let elements =
+                sessions.values.flatMap { session in
+                    session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
+                } + gateway.translationElements.map { TableChange.Addition(element: $0) }
             _ = try gateway.table.establish(carrying: elements)
             try gateway.install(change, undoneBy: SessionChange(from: to, to: from))
         }

@@ -144,7 +144,8 @@ public struct NamedSet: Hashable, Sendable {
         case .connection, .client, .service, .source: value = .data([address, .service])
         case .endpointAddress: value = .data([address])
         case .endpointPort, .clientPort: value = .data([.service])
-        case .involved, .divert, .guard, .credit, .divertClient, .divertService, .guarded, .replies, .answering, .icmpHome,
+        case .involved, .divert, .guard, .credit, .divertClient, .divertService, .guarded, .replies, .answering,
+            .icmpHome,
             .icmpPeer:
             value = .none
         }

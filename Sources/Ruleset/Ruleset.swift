@@ -102,7 +102,9 @@ public struct Ruleset: Hashable, Sendable {
         return Chain(
             .translateDestination(family),
             rules: [
-                [.hasMarkBits(0, mask: MarkLayout.learns | MarkLayout.changesClientPort)] + fields + [.setMark(0), .accept],
+                [.hasMarkBits(0, mask: MarkLayout.learns | MarkLayout.changesClientPort)] + fields + [
+                    .setMark(0), .accept,
+                ],
                 [.hasMarkBits(0, mask: MarkLayout.translation), .goTo(.learn(family))],
                 [changesClientPort, .setField(family, .sport, map: SetName(.clientPort, family))],
                 [.hasMarkBits(MarkLayout.learns, mask: MarkLayout.learns)] + fields + [.goTo(.learn(family))],

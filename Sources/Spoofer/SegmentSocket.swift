@@ -90,7 +90,8 @@ public struct SegmentSocket: ~Copyable {
                 unsafe lengths.withUnsafeBufferPointer { lengths in
                     unsafe Int(
                         nfqmig_send_packets(
-                            descriptor, family == .ipv4 ? AF_INET : AF_INET6, octets.baseAddress.map { unsafe $0 + offset },
+                            descriptor, family == .ipv4 ? AF_INET : AF_INET6,
+                            octets.baseAddress.map { unsafe $0 + offset },
                             lengths.baseAddress.map { unsafe $0 + next }, UInt32(lengths.count - next)))
                 }
             }

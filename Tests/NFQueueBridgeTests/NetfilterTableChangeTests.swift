@@ -175,7 +175,8 @@ struct NetfilterTableChangeTests {
             let host = try Lab.endpoint("198.18.2.7:443")
             func reply(_ index: UInt32) -> TableElement {
                 let client = IPAddress.v4(IPv4Address(rawValue: 0xc612_0000 + index % 65_536))
-                return .reply(FourTuple(source: host, destination: Endpoint(address: client, port: UInt16(1 + index / 65_536))))
+                return .reply(
+                    FourTuple(source: host, destination: Endpoint(address: client, port: UInt16(1 + index / 65_536))))
             }
             try table.apply(TableChange(adding: (0..<262_144).map(reply)))
             let full = TableError.kernel(NetlinkError(operation: .changeTable, errno: ENFILE), element: reply(300_000))

@@ -121,7 +121,8 @@ struct NetfilterTablePacketTests {
     func `of a client with a credit only segments that open a connection are diverted`(_ ends: Ends) throws {
         try withWire { table, wire in
             let (client, home) = (try Lab.endpoint("\(ends.client):1"), try Lab.endpoint("\(ends.home):80"))
-            try table.apply(TableChange(adding: [.involved(home.address), .credit(client: client.address, home: home)]))
+            try table.apply(
+                TableChange(adding: [.involved(home.address), .credit(client: client.address, home: home)]))
             // Our table's only: no other port, no other home, and no SYN with ACK, FIN or RST.
             let flags = ["S", "A", "SA", "SR", "SF", "F", "R"]
             for flag in flags {

@@ -69,7 +69,8 @@ struct PacketPathAllocationTests {
                 let marks = [Translation(endpoint: Self.endpoint(3, 81), clientPort: 0): UInt32(1)]
                 return CountedHandler(
                     PacketHandler(
-                        observations: ring, mark: 0x6e60_0000, seed: 7, treatment: treatment, marks: marks, flows: flows),
+                        observations: ring, mark: 0x6e60_0000, seed: 7, treatment: treatment, marks: marks, flows: flows
+                    ),
                     log)
             }
             // A verdict with a mark brings its packet back to the rule.
