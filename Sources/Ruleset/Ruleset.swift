@@ -128,17 +128,18 @@ public struct Ruleset: Hashable, Sendable {
             ])
     }
 
-    /// To an address that some element is about.
+    /// To an address that some element is about. All sets but `guard` lead to a queue, so their order is that of what they
+    /// cost and of how much comes.
     private static func involved(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
         Chain(
             .involved(family),
             rules: [
                 [isDecided(options), .goTo(.translateDestination(family))],
+                [.isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)), .goTo(.enqueue)],
                 [.isIn(asSent(family), set: SetName(.divert, family)), .goTo(.enqueue)],
+                [.isIn(look(family, .daddr, .dport), set: SetName(.divertService, family)), .goTo(.enqueue)],
                 [.isIn(asSent(family), set: SetName(.guard, family)), .goTo(.guarding)],
                 [.isSYN, .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.credit, family)), .goTo(.enqueue)],
-                [.isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)), .goTo(.enqueue)],
-                [.isIn(look(family, .daddr, .dport), set: SetName(.divertService, family)), .goTo(.enqueue)],
                 [.isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpHome, family)), .goTo(.enqueue)],
             ])
     }
