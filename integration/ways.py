@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import inspection
 from lab import HERE, Lab, LabError, address, endpoint
 from product import Daemon, program
 from traffic import Client, Servers
@@ -95,12 +96,13 @@ class KernelNAT(Way):
 
 
 class Bound(Way):
-    """A session bound by nfqmigd: a live one is moved from A to B, and ends there."""
+    """A session bound by nfqmigd: a live one is moved from A to B, and ends there. What still stands of the migration (the
+    client's old connection, stopped for `guard-client` seconds) is over before anything is measured."""
 
     datapath, settings = "queue", {}
 
     def start(self):
-        return Daemon(self.lab, queues=1, **self.settings).start()
+        return Daemon(self.lab, queues=1, guard_client=2, **self.settings).start()
 
     def prepare(self):
         self.daemon = self.start()
@@ -114,6 +116,11 @@ class Bound(Way):
         client.close("bind")
         for process in (client.process, servers.each["a"].process, servers.each["b"].process):
             self.lab.stop(process)
+        deadline = time.monotonic() + 20
+        while any(expires for name, _, expires in inspection.elements(self.lab) if name[:-1] in ("divert", "guard")):
+            if time.monotonic() > deadline:
+                raise LabError("the migration leaves something behind")
+            time.sleep(0.2)
 
     def alive(self):
         return self.daemon.child.poll() is None
