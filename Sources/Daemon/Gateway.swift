@@ -26,6 +26,8 @@ final class Gateway {
     /// With treatment `mark`: what the kernel writes.
     private var translations = TranslationNumbers()
     private var translationsBeforeTidying = fewTranslations
+    /// How many there were when the table would not let go of those that nobody needs.
+    private var untidyCount = 0
     private static let fewTranslations = 1024
     /// Elements that several sessions share, with the number of sessions that want them.
     private var shared: [TableElement: Int] = [:]
@@ -140,13 +142,17 @@ final class Gateway {
     /// Takes numbers back that no session needs, when nothing is left of any, and otherwise once they are many. No packet
     /// is on its way with one: the queue threads have acknowledged that its rules are gone.
     func tidyTranslations(nothingIsLeft: Bool, inUse: () -> Set<Translation>) {
-        guard translations.marks.count > (nothingIsLeft ? 0 : translationsBeforeTidying) else { return }
+        let count = translations.marks.count
+        guard count > (nothingIsLeft ? 0 : translationsBeforeTidying), count != untidyCount else { return }
         let used = nothingIsLeft ? [] : inUse()
         let unused = translations.marks.keys.filter { !used.contains($0) }
         translationsBeforeTidying = max(Self.fewTranslations, 2 * used.count)
-        // What cannot be removed from the table now keeps its number.
-        guard (try? table.apply(TableChange(remove: unused.flatMap { translations.elements(of: $0) }))) != nil
-        else { return }
+        do {
+            try table.apply(TableChange(remove: unused.flatMap { translations.elements(of: $0) }))
+        } catch {
+            // What the table still has keeps its number.
+            guard (try? table.exists) == false else { return untidyCount = count }
+        }
         translations.forget(unused)
     }
 

@@ -73,7 +73,7 @@ public struct Ruleset: Hashable, Sendable {
                 .postrouting, hook: BaseHook(.filter, .postrouting, priority: -150),
                 rules: families.map {
                     [.isIn(look($0, .saddr), set: SetName(.answering, $0)), .goTo(.answering($0))]
-                } + families.map(errorsToPeer)),
+                } + [[.isTCP, .accept]] + families.map(errorsToPeer)),
             // Before everybody else's source NAT (100), for the same reason as above.
             Chain(
                 .postroutingNAT, hook: BaseHook(.nat, .postrouting, priority: 95),

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """With offloads on, as on a host, packets of many segments come to the gateway: on both datapaths, in both families and
-in both directions they pass its stateful firewall, in number, and every octet arrives as it was sent."""
+in both directions they pass its stateful firewall, in number, and every octet arrives as it was sent; also when a daemon that is
+killed is followed by one with the other treatment, on the same connection."""
 
 import os
 import sys
@@ -28,16 +29,8 @@ def errors(stage):
     return found
 
 
-def one(case, stage, family, datapath):
-    what = ", IPv%d, %s datapath" % (family, datapath)
-    name = "s%d%s" % (family, datapath)
-    stage.open(name, "bulk", PORT, family, timeout=30)
-    answer, up, _ = stage.moved(name, "b", "--datapath", datapath)
-    case.equal(answer.code, 0, "the session moves" + what)
-    case.ok(up, "the client is served by B" + what)
-    before = stage.client.stats()[name]
-    octets = sum(queue["octets"] for queue in stage.daemon.counters())
-    packets = sum(queue["packets"] for queue in stage.daemon.counters())
+def carried(case, stage, name, before, what):
+    """Wait until both directions have carried enough since then."""
     deadline = time.monotonic() + PATIENCE
     gone = {}
     while time.monotonic() < deadline:
@@ -49,16 +42,41 @@ def one(case, stage, family, datapath):
     case.ok(min(gone.values()) > WANTED, "both directions carry more than %d octets%s" % (WANTED, what),
             lambda: str(gone))
     case.equal(stage.client.stats()[name]["connections"], before["connections"], "on one connection" + what)
+
+
+def written_by(case, stage, family, treatment, what):
+    """Who writes the packets is what the setting says."""
+    known = {name for name, _, _ in inspection.elements(stage.lab)}
+    case.equal("endpoint_port%d" % family in known, treatment == "mark",
+               "the kernel knows what to write for a mark, or need not" + what)
+
+
+def one(case, stage, family, datapath):
+    what = ", IPv%d, %s datapath" % (family, datapath)
+    name = "s%d%s" % (family, datapath)
+    stage.open(name, "bulk", PORT, family, timeout=30)
+    answer, up, _ = stage.moved(name, "b", "--datapath", datapath)
+    case.equal(answer.code, 0, "the session moves" + what)
+    case.ok(up, "the client is served by B" + what)
+    before = stage.client.stats()[name]
+    octets = sum(queue["octets"] for queue in stage.daemon.counters())
+    packets = sum(queue["packets"] for queue in stage.daemon.counters())
+    carried(case, stage, name, before, what)
     if datapath == "queue":
         octets = sum(queue["octets"] for queue in stage.daemon.counters()) - octets
         packets = sum(queue["packets"] for queue in stage.daemon.counters()) - packets
         # Else the case has not seen what it is about.
         case.ok(octets > 2000 * packets, "packets of many segments pass the queues" + what,
                 lambda: "%d octets in %d packets" % (octets, packets))
-        # Who writes the packets is what the setting says.
-        known = {name for name, _, _ in inspection.elements(stage.lab)}
-        case.equal("endpoint_port%d" % family in known, stage.daemon.settings.get("treatment") != "rewrite",
-                   "the kernel knows what to write for a mark" + what)
+        at_first = stage.daemon.settings.get("treatment", "mark")
+        written_by(case, stage, family, at_first, what)
+        for treatment in ("rewrite" if at_first == "mark" else "mark", at_first):
+            stage.daemon.kill()
+            stage.daemon.settings["treatment"] = treatment
+            stage.daemon.start()
+            then = "%s, a new daemon with treatment %s" % (what, treatment)
+            written_by(case, stage, family, treatment, then)
+            carried(case, stage, name, dict(stage.client.stats()[name], connections=before["connections"]), then)
     stage.migrate(name, "return")
     stage.client.close(name)
 

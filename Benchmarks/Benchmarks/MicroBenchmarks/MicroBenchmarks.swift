@@ -47,6 +47,11 @@ func packetPath() {
             }
         }
     }
+    measure("mark a segment") {
+        let shared = SharedTable(flows: 1, treatment: .mark)
+        var packet = Samples.packet(0, length: 64)
+        return { shared.judge(&packet, checksum: .pending) }
+    }
     for octets in [1500, 65535] {
         measure("full checksum, \(octets) octets") {
             let packet = [UInt8](repeating: 0x5a, count: octets)

@@ -33,8 +33,9 @@ final class SharedTable {
     var table: FlowTable
 
     /// `count` flows whose destination is translated, one for each client from number 0 on.
-    init(flows count: Int) {
-        table = FlowTable(capacity: max(1024, 2 * count), seed: 0x5eed)
+    init(flows count: Int, treatment: Treatment = .rewrite) {
+        table = FlowTable(capacity: max(1024, count), seed: 0x5eed, treatment: treatment)
+        table.setMark(1, of: Translation(endpoint: Samples.host, clientPort: 0))
         for number in 0..<count {
             table.set(
                 FlowKey(stage: .prerouting, tuple: Samples.tuple(number)),
