@@ -2,6 +2,7 @@
 
 internal import CLinuxShims
 internal import Conntrack
+internal import Glibc
 internal import Logging
 internal import Migration
 internal import NFQueueBridge
@@ -51,7 +52,7 @@ final class Gateway {
     func startQueues(_ configuration: Configuration, knowing sessions: [Session]) throws {
         if treatment == .mark {
             let wanted = Self.translations(of: sessions)
-            if try table.isEstablished { translations.adopt(try table.translations(), for: wanted) }
+            translations.adopt(try presentTranslations(), for: wanted)
             _ = try translations.number(wanted)
             options.copyRange = Self.markedCopyRange
         }
@@ -72,6 +73,17 @@ final class Gateway {
             }
             rings.append(ring)
             queues.append(thread)
+        }
+    }
+
+    /// By what the kernel's table translates until it is adopted or replaced, whoever has made it.
+    private func presentTranslations() throws -> Set<TableElement> {
+        do throws(NetlinkError) {
+            return try table.translations()
+        } catch {
+            // There is no table, or it is one without translations.
+            if error.errno == ENOENT { return [] }
+            throw error
         }
     }
 
@@ -144,9 +156,12 @@ final class Gateway {
         let used = nothingIsLeft ? [] : inUse()
         let unused = translations.marks.keys.filter { !used.contains($0) }
         translationsBeforeTidying = max(Self.fewTranslations, 2 * used.count)
+        // A rule that could not be removed must not write what a number means next.
+        let marks = unused.map { ($0, translations.marks[$0] ?? 0) }
+        guard (try? post(marks.map { .mark(0, of: $0.0) })) != nil else { return }
         // What cannot be removed from the table now keeps its number.
         guard (try? table.apply(TableChange(remove: unused.flatMap { translations.elements(of: $0) }))) != nil
-        else { return }
+        else { return _ = try? post(marks.map { .mark($0.1, of: $0.0) }) }
         translations.forget(unused)
     }
 
