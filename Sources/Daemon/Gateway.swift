@@ -177,8 +177,15 @@ final class Gateway {
 
     /// Only for a daemon that starts: counts what the session shares with others, without changing the table.
     func adopt(_ session: Session) {
-        session.forEachElement { element, _ in if element.isShared { shared[element, default: 0] += 1 } }
+        guard session.key.scope == .service else {
+            return session.forEachElement { element, _ in if element.isShared { shared[element, default: 0] += 1 } }
+        }
+        // Of a client with several connections it has an element several times, and counts once for it.
+        for element in session.elements().keys where element.isShared { shared[element, default: 0] += 1 }
     }
+
+    /// Whether any session needs this shared element.
+    func isWanted(_ element: TableElement) -> Bool { shared[element] != nil }
 
     /// Sends flow changes to every queue thread and waits until all have taken them.
     func post(_ changes: [FlowChange]) throws {
