@@ -63,12 +63,13 @@ extension Coordinator {
         var batch = JournalBatch()
         batch.sessions = given
         var left: Set<FlowKey> = []
+        var dropped: Set<TableElement> = []
         for (old, session) in comparison == .nothing ? [] : changes(to: present) {
             if session.transits.count != old.transits.count { batch.sessions.append(session) }
             sessions[old.key] = session.isIdle ? nil : session
             let elements = session.elements()
-            for element in old.elements().keys where elements[element] == nil && !element.isShared {
-                wanted[element] = nil
+            for element in old.elements().keys where elements[element] == nil {
+                if element.isShared { dropped.insert(element) } else { wanted[element] = nil }
             }
             if comparison == .everything {
                 wanted.merge(elements) { first, _ in first }
@@ -84,9 +85,13 @@ extension Coordinator {
             gateway.adopt(session)
         }
         try journal.write(batch)
+        // What only an ended transit needed; of these nothing was read unless everything was.
+        dropped = dropped.filter { !gateway.isWanted($0) }
+        for element in dropped { wanted[element] = nil }
         var change = TableChange()
-        change.remove = present.filter {
-            wanted[$0] == nil && (comparison == .everything || $0.isLearnt || $0.isOfTranslation)
+        change.remove = present.union(dropped).filter {
+            wanted[$0] == nil
+                && (comparison == .everything || dropped.contains($0) || $0.isLearnt || $0.isOfTranslation)
         }
         change.add = wanted.filter { !present.contains($0.key) }.map { .init(element: $0.key, lifetime: $0.value) }
         if !change.isEmpty { try gateway.table.apply(change) }

@@ -65,6 +65,8 @@ def body(case):
         found = restarted(stage, daemon.stop, lambda: time.sleep(5))
         case.ok(found[0] == "learnt" and all(session["transits"] == 0 for session in daemon.sessions()),
                 "and those that have ended meanwhile are not", lambda: "%s %s" % (found, daemon.sessions()))
+        involved = [each for each in elements(stage.lab) if each[0] == "involved4" and address("c") in each[1]]
+        case.equal(involved, [], "nothing is looked up any more of what goes to the client")
         held = standing(stage)
         case.equal(restarted(stage, daemon.kill), ("everything", 0, 0), "a comparison of everything finds nothing to do")
         case.equal(standing(stage), held, "and the table is the same")
@@ -84,7 +86,9 @@ def body(case):
         damage(stage)
         answer, up, _ = stage.moved("q", "b", "--datapath", "queue")
         case.ok(answer.code == DONE and bool(up), "a session is moved after another program's change", lambda: str(answer))
-        case.equal(restarted(stage, daemon.stop), ("everything", 1, 0), "which is found all the same")
+        # Nobody is translated to the host before any more: its number's two elements go at the next start.
+        unused = 0 if daemon.settings.get("treatment") == "rewrite" else 2
+        case.equal(restarted(stage, daemon.stop), ("everything", 1, unused), "which is found all the same")
         found = restarted(stage, daemon.stop, lambda: (nft(stage, "add", "table", "inet", "other"),
                                                        nft(stage, "delete", "table", "inet", "other")))
         case.equal(found, ("everything", 0, 0), "a change of another table is another program's too")
