@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+internal import Logging
 internal import Migration
 internal import NFQueueBridge
 internal import Wire
@@ -53,6 +54,19 @@ extension Coordinator {
             if self.hasObserved { return self.lookLater() }
             for ring in self.gateway.rings { ring.rest() }
             self.drainObservations()
+        }
+    }
+
+    /// What was not heard of since a ring was full is read from the kernel's table: otherwise the connections that such SYNs
+    /// have opened would not be found.
+    func learnUnheard() {
+        let lost = gateway.rings.reduce(0) { $0 + $1.overflows }
+        guard lost != knownOverflows else { return }
+        do {
+            sessions.learn(from: try gateway.table.learntElements())
+            knownOverflows = lost
+        } catch {
+            logger.error("\(lost) observations were lost, and what they told cannot be read: \(error)")
         }
     }
 

@@ -151,13 +151,7 @@ extension Coordinator {
             if !session.replies.isEmpty {
                 session.replies = session.replies.filter { present.contains(.reply($0)) }
             }
-            if session.binding?.datapath == .queue {
-                let (key, home) = (session.key, session.key.home)
-                for tuple in learnt.replies(of: session)
-                where session.hostSide != nil || boundSession(of: tuple.destination, home: home)?.key == key {
-                    session.replies.insert(tuple)
-                }
-            }
+            session.replies.formUnion(sessions.replies(of: session, among: learnt))
             if !session.transits.isEmpty {
                 session.replies.formUnion(session.trailingReplies.filter { present.contains(.reply($0)) })
             }
@@ -171,38 +165,5 @@ extension StandingTransit {
     /// The element that stands for it.
     fileprivate func element(_ tuple: FourTuple) -> TableElement {
         transit == .guarded ? .guard(tuple) : .divert(tuple)
-    }
-}
-
-/// The replies that a table holds, by what a session knows of its own.
-private struct LearntReplies {
-    private var every: Set<FourTuple> = []
-    /// By the host's endpoint, and by that and the client's address (with port 0).
-    private var ofHost: [Endpoint: [FourTuple]] = [:]
-    private var ofClient: [FourTuple: [FourTuple]] = [:]
-
-    init(_ elements: Set<TableElement>) {
-        for case .reply(let tuple) in elements {
-            every.insert(tuple)
-            ofHost[tuple.source, default: []].append(tuple)
-            ofClient[Self.anyPort(tuple), default: []].append(tuple)
-        }
-    }
-
-    var isEmpty: Bool { every.isEmpty }
-
-    private static func anyPort(_ tuple: FourTuple) -> FourTuple {
-        FourTuple(source: tuple.source, destination: Endpoint(address: tuple.destination.address, port: 0))
-    }
-
-    /// Those that may be answers to connections of this session.
-    func replies(of session: Session) -> [FourTuple] {
-        let any = FourTuple(source: session.host, destination: session.key.clientEndpoint)
-        let reply = session.hostSide?.reversed ?? any
-        switch session.key.scope {
-        case .connection: return every.contains(reply) ? [reply] : []
-        case .client: return ofClient[reply] ?? []
-        case .service: return ofHost[session.host] ?? []
-        }
     }
 }

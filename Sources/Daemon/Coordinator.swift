@@ -59,6 +59,8 @@ actor Coordinator {
     /// Whether a timer will look for further observations, and whether there were any since it was set.
     var isLooking = false
     var hasObserved = false
+    /// Observations that full rings had lost when the kernel's table was asked instead.
+    var knownOverflows: UInt64 = 0
     var events: ConntrackEvents?
     /// Connections that these have announced.
     var announced = AnnouncedConnections()
