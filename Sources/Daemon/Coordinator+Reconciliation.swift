@@ -31,6 +31,16 @@ extension Coordinator {
         return additions
     }
 
+    /// The same, with what a table that is to be replaced has learnt for them, which `learnt` is afterwards. One that is not
+    /// there, or has other sets, has learnt nothing.
+    func additions(for sessions: [Session], keeping learnt: inout Set<TableElement>) -> [TableChange.Addition] {
+        learnt = (try? gateway.table.learntElements()) ?? []
+        if learnt.isEmpty { return Self.additions(for: sessions) }
+        var table = SessionTable(sessions)
+        table.learn(from: learnt)
+        return Self.additions(for: Array(table.values))
+    }
+
     /// How much of an adopted table has to be compared, and from when on it is known.
     func comparison(after end: OrderlyEnd?) throws -> TableComparison {
         let generation = try gateway.table.readGeneration()

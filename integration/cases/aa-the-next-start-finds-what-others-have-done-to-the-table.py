@@ -89,6 +89,18 @@ def body(case):
         # Nobody is translated to the host before any more: its number's two elements go at the next start.
         unused = 0 if daemon.settings.get("treatment") == "rewrite" else 2
         case.equal(restarted(stage, daemon.stop), ("everything", 1, unused), "which is found all the same")
+        # The number of queues is in the rules: this table is replaced, and what packets have taught it goes over.
+        mark = stage.client.mark()
+        for queues in (3, 2, 3, 2):
+            daemon.configure(queues=queues)
+            found = restarted(stage, daemon.stop)
+            time.sleep(0.5)
+        lost = stage.client.all(lambda event: event["event"] == "down", mark)
+        case.equal((found[0], lost), ("nothing", []), "a table of another layout is replaced, and connections go on")
+        answer, up, _ = stage.moved("q", "d", "--datapath", "queue")
+        case.ok(answer.code == DONE and bool(up) and len(answer["connections"]) == 1,
+                "and one that user space carries is found and moved", lambda: str(answer))
+        restarted(stage, daemon.stop)
         found = restarted(stage, daemon.stop, lambda: (nft(stage, "add", "table", "inet", "other"),
                                                        nft(stage, "delete", "table", "inet", "other")))
         case.equal(found, ("everything", 0, 0), "a change of another table is another program's too")
