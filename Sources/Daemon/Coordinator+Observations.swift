@@ -3,6 +3,7 @@
 internal import Logging
 internal import Migration
 internal import NFQueueBridge
+internal import Ruleset
 internal import Wire
 
 /// What the queue threads have observed, on its way to those whom it concerns.
@@ -58,15 +59,24 @@ extension Coordinator {
     }
 
     /// What was not heard of since a ring was full is read from the kernel's table: otherwise the connections that such SYNs
-    /// have opened would not be found.
-    func learnUnheard() {
+    /// have opened would not be found. The same where this daemon had to make the table: the kernel has learnt anew, from any
+    /// packet, what connections have that were there before.
+    func learnUnheard(before request: MigrationRequest) {
         let lost = gateway.rings.reduce(0) { $0 + $1.overflows }
-        guard lost != knownOverflows else { return }
+        let mayBeOlder = mayHaveForgotten && EventLoop.now - askedTable > 1_000_000_000
         do {
-            sessions.learn(from: try gateway.table.learntElements())
-            knownOverflows = lost
+            if lost != knownOverflows || mayBeOlder && request.session.scope != .connection {
+                sessions.learn(from: try gateway.table.learntElements())
+                knownOverflows = lost
+                askedTable = EventLoop.now
+            } else if mayHaveForgotten, let session = servingSession(of: request.session),
+                session.binding?.datapath == .queue, let reply = session.hostSide?.reversed,
+                !session.replies.contains(reply), try gateway.table.holds(.reply(reply))
+            {
+                sessions.learn(reply, of: session.key)
+            }
         } catch {
-            logger.error("\(lost) observations were lost, and what they told cannot be read: \(error)")
+            logger.error("what the kernel has learnt cannot be read: \(error)", metadata: ["lost": "\(lost)"])
         }
     }
 

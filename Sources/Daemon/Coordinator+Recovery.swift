@@ -51,6 +51,7 @@ extension Coordinator {
         sessions.learn(from: learnt)
         logger.notice(
             "table \(established)", metadata: ["queue": "\(gateway.table.queueStatement.map { "\($0)" } ?? "unknown")"])
+        mayHaveForgotten = established != .adopted && sessions.values.contains { $0.binding?.datapath == .queue }
         let comparison =
             established != .adopted ? .nothing : try takenBack.isEmpty ? comparison(after: end) : .everything
         try gateway.post(reconcile(comparison, writing: takenBack).map { .remove($0) })
