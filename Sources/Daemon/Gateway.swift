@@ -115,7 +115,17 @@ final class Gateway {
             for queue in queues { try? queue.post(undoing) }
             throw error
         }
-        try post(removals(change))
+        // The change is made: that a thread is late must not look like a refusal, after which the callers would take back what
+        // they have written down, or make the change once more.
+        let removals = removals(change)
+        for queue in queues where !removals.isEmpty {
+            do {
+                try queue.post(removals)
+            } catch {
+                // What was withdrawn is posted again: the thread takes it when it comes to it.
+                try? queue.postWithoutWaiting(removals)
+            }
+        }
     }
 
     private static func translations(of sessions: [Session]) -> Set<Translation> {
@@ -158,10 +168,14 @@ final class Gateway {
         translationsBeforeTidying = max(Self.fewTranslations, 2 * used.count)
         // A rule that could not be removed must not write what a number means next.
         let marks = unused.map { ($0, translations.marks[$0] ?? 0) }
-        guard (try? post(marks.map { .mark(0, of: $0.0) })) != nil else { return }
-        // What cannot be removed from the table now keeps its number.
-        guard (try? table.apply(TableChange(remove: unused.flatMap { translations.elements(of: $0) }))) != nil
-        else { return _ = try? post(marks.map { .mark($0.1, of: $0.0) }) }
+        do {
+            try post(marks.map { .mark(0, of: $0.0) })
+            try table.apply(TableChange(remove: unused.flatMap { translations.elements(of: $0) }))
+        } catch {
+            // What cannot be removed now keeps its number, also for the threads that have forgotten it.
+            for queue in queues { try? queue.postWithoutWaiting(marks.map { .mark($0.1, of: $0.0) }) }
+            return
+        }
         translations.forget(unused)
     }
 

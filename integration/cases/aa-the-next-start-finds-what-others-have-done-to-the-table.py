@@ -88,7 +88,10 @@ def body(case):
         # Until then nothing passes: so the connection mostly outlives it (not when its host is the first to speak).
         found = restarted(stage, daemon.kill, lambda: (forward(stage, 0), nft(stage, "delete", "table", "inet", "nfqmigd")))
         forward(stage, 1)
-        time.sleep(2)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and not any(each[0] == "replies4" for each in elements(stage.lab)):
+            time.sleep(0.1)
+        time.sleep(0.5)
         answer, up, _ = stage.moved("q", "b", "--datapath", "queue")
         case.ok(found[0] == "nothing" and answer.code == DONE and bool(up) and len(answer["connections"]) == 1,
                 "a connection is found and moved after the table was deleted", lambda: str(answer))
