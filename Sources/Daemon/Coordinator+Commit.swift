@@ -196,8 +196,10 @@ extension Coordinator {
             if !connections.isEmpty { given[running.machine.session.id] = nil }
             running.note(
                 "forgotten", "conntrack's \(connections.count == 1 ? "entry" : "\(connections.count) entries")")
+            // Something else that has changed is written with it.
+            let isAlone = pending.changed[running.machine.session.key] == nil
             advance(running, .forgotten)
-            if !running.machine.request.passive {
+            if isAlone, !running.machine.request.passive {
                 pending.released[running.machine.session.key] = running.machine.session
             }
         }

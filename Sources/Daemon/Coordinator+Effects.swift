@@ -53,6 +53,7 @@ extension Coordinator {
         let key = request.session
         // What the queue threads have seen up to now belongs to the picture.
         if !setAside.isEmpty || gateway.rings.contains(where: { !$0.isEmpty }) { drainObservations() }
+        learnUnheard(before: request)
         let binding = servingSession(of: key)?.binding
         running.entries = [:]
         running.closed = []

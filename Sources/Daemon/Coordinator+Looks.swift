@@ -31,6 +31,8 @@ extension Coordinator {
         } catch {
             return nil
         }
+        // Whatever becomes of the request: its migration may never begin.
+        closeEventsWhenIdle()
         return Self.areAnnounced ? announced.count : nil
     }
 

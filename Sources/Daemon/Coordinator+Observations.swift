@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+internal import Logging
 internal import Migration
 internal import NFQueueBridge
+internal import Ruleset
 internal import Wire
 
 /// What the queue threads have observed, on its way to those whom it concerns.
@@ -53,6 +55,28 @@ extension Coordinator {
             if self.hasObserved { return self.lookLater() }
             for ring in self.gateway.rings { ring.rest() }
             self.drainObservations()
+        }
+    }
+
+    /// What was not heard of since a ring was full is read from the kernel's table: otherwise the connections that such SYNs
+    /// have opened would not be found. The same where this daemon had to make the table: the kernel has learnt anew, from any
+    /// packet, what connections have that were there before.
+    func learnUnheard(before request: MigrationRequest) {
+        let lost = gateway.rings.reduce(0) { $0 + $1.overflows }
+        let mayBeOlder = mayHaveForgotten && EventLoop.now - askedTable > 1_000_000_000
+        do {
+            if lost != knownOverflows || mayBeOlder && request.session.scope != .connection {
+                sessions.learn(from: try gateway.table.learntElements())
+                knownOverflows = lost
+                askedTable = EventLoop.now
+            } else if mayHaveForgotten, let session = servingSession(of: request.session),
+                session.binding?.datapath == .queue, let reply = session.hostSide?.reversed,
+                !session.replies.contains(reply), try gateway.table.holds(.reply(reply))
+            {
+                sessions.learn(reply, of: session.key)
+            }
+        } catch {
+            logger.error("what the kernel has learnt cannot be read: \(error)", metadata: ["lost": "\(lost)"])
         }
     }
 

@@ -31,6 +31,16 @@ extension Coordinator {
         return additions
     }
 
+    /// The same, with what a table that is to be replaced has learnt for them, which `learnt` is afterwards. One that is not
+    /// there, or has other sets, has learnt nothing.
+    func additions(for sessions: [Session], keeping learnt: inout Set<TableElement>) -> [TableChange.Addition] {
+        learnt = (try? gateway.table.learntElements()) ?? []
+        if learnt.isEmpty { return Self.additions(for: sessions) }
+        var table = SessionTable(sessions)
+        table.learn(from: learnt)
+        return Self.additions(for: Array(table.values))
+    }
+
     /// How much of an adopted table has to be compared, and from when on it is known.
     func comparison(after end: OrderlyEnd?) throws -> TableComparison {
         let generation = try gateway.table.readGeneration()
@@ -63,12 +73,13 @@ extension Coordinator {
         var batch = JournalBatch()
         batch.sessions = given
         var left: Set<FlowKey> = []
+        var dropped: Set<TableElement> = []
         for (old, session) in comparison == .nothing ? [] : changes(to: present) {
             if session.transits.count != old.transits.count { batch.sessions.append(session) }
             sessions[old.key] = session.isIdle ? nil : session
             let elements = session.elements()
-            for element in old.elements().keys where elements[element] == nil && !element.isShared {
-                wanted[element] = nil
+            for element in old.elements().keys where elements[element] == nil {
+                if element.isShared { dropped.insert(element) } else { wanted[element] = nil }
             }
             if comparison == .everything {
                 wanted.merge(elements) { first, _ in first }
@@ -84,9 +95,13 @@ extension Coordinator {
             gateway.adopt(session)
         }
         try journal.write(batch)
+        // What only an ended transit needed; of these nothing was read unless everything was.
+        dropped = dropped.filter { !gateway.isWanted($0) }
+        for element in dropped { wanted[element] = nil }
         var change = TableChange()
-        change.remove = present.filter {
-            wanted[$0] == nil && (comparison == .everything || $0.isLearnt || $0.isOfTranslation)
+        change.remove = present.union(dropped).filter {
+            wanted[$0] == nil
+                && (comparison == .everything || dropped.contains($0) || $0.isLearnt || $0.isOfTranslation)
         }
         change.add = wanted.filter { !present.contains($0.key) }.map { .init(element: $0.key, lifetime: $0.value) }
         if !change.isEmpty { try gateway.table.apply(change) }
@@ -146,13 +161,7 @@ extension Coordinator {
             if !session.replies.isEmpty {
                 session.replies = session.replies.filter { present.contains(.reply($0)) }
             }
-            if session.binding?.datapath == .queue {
-                let (key, home) = (session.key, session.key.home)
-                for tuple in learnt.replies(of: session)
-                where session.hostSide != nil || boundSession(of: tuple.destination, home: home)?.key == key {
-                    session.replies.insert(tuple)
-                }
-            }
+            session.replies.formUnion(sessions.replies(of: session, among: learnt))
             if !session.transits.isEmpty {
                 session.replies.formUnion(session.trailingReplies.filter { present.contains(.reply($0)) })
             }
@@ -166,38 +175,5 @@ extension StandingTransit {
     /// The element that stands for it.
     fileprivate func element(_ tuple: FourTuple) -> TableElement {
         transit == .guarded ? .guard(tuple) : .divert(tuple)
-    }
-}
-
-/// The replies that a table holds, by what a session knows of its own.
-private struct LearntReplies {
-    private var every: Set<FourTuple> = []
-    /// By the host's endpoint, and by that and the client's address (with port 0).
-    private var ofHost: [Endpoint: [FourTuple]] = [:]
-    private var ofClient: [FourTuple: [FourTuple]] = [:]
-
-    init(_ elements: Set<TableElement>) {
-        for case .reply(let tuple) in elements {
-            every.insert(tuple)
-            ofHost[tuple.source, default: []].append(tuple)
-            ofClient[Self.anyPort(tuple), default: []].append(tuple)
-        }
-    }
-
-    var isEmpty: Bool { every.isEmpty }
-
-    private static func anyPort(_ tuple: FourTuple) -> FourTuple {
-        FourTuple(source: tuple.source, destination: Endpoint(address: tuple.destination.address, port: 0))
-    }
-
-    /// Those that may be answers to connections of this session.
-    func replies(of session: Session) -> [FourTuple] {
-        let any = FourTuple(source: session.host, destination: session.key.clientEndpoint)
-        let reply = session.hostSide?.reversed ?? any
-        switch session.key.scope {
-        case .connection: return every.contains(reply) ? [reply] : []
-        case .client: return ofClient[reply] ?? []
-        case .service: return ofHost[session.host] ?? []
-        }
     }
 }

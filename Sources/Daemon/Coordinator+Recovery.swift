@@ -40,14 +40,18 @@ extension Coordinator {
                 "send-buffer": "\(options.sendBuffer)",
             ])
         for queue in gateway.queues { if let shortfall = queue.shortfall { logger.warning("\(shortfall)") } }
-        // A table that has to be made, or made anew by another version, knows its elements from the first packet on.
+        // A table that has to be made, or made anew by another version, knows its elements from the first packet on. What the
+        // older one has learnt is nowhere else: without it the replies of connections would go to their clients as they are.
+        var learnt: Set<TableElement> = []
         let established = try gateway.table.establish(
-            carrying: Self.additions(for: known)
+            carrying: additions(for: known, keeping: &learnt)
                 + gateway.translationElements.map { TableChange.Addition(element: $0) })
         known = []
         sessions = table.result()
+        sessions.learn(from: learnt)
         logger.notice(
             "table \(established)", metadata: ["queue": "\(gateway.table.queueStatement.map { "\($0)" } ?? "unknown")"])
+        mayHaveForgotten = established != .adopted && sessions.values.contains { $0.binding?.datapath == .queue }
         let comparison =
             established != .adopted ? .nothing : try takenBack.isEmpty ? comparison(after: end) : .everything
         try gateway.post(reconcile(comparison, writing: takenBack).map { .remove($0) })

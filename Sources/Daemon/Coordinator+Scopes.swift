@@ -21,10 +21,7 @@ extension Coordinator {
 
     /// The session whose binding decides where a connection of this client goes.
     func boundSession(of client: Endpoint, home: Endpoint) -> Session? {
-        for key in SessionKey.covering(FourTuple(source: client, destination: home)) {
-            if let session = sessions[key], session.binding != nil { return session }
-        }
-        return nil
+        sessions.boundSession(of: client, home: home)
     }
 
     /// The session that serves the clients of `key` now: its own, or the service's where it has no binding.

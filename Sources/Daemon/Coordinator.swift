@@ -59,6 +59,11 @@ actor Coordinator {
     /// Whether a timer will look for further observations, and whether there were any since it was set.
     var isLooking = false
     var hasObserved = false
+    /// Observations that full rings had lost when the kernel's table was asked instead.
+    var knownOverflows: UInt64 = 0
+    /// Whether the table was made at the start, with sessions that user space carries, and when it was last asked.
+    var mayHaveForgotten = false
+    var askedTable: UInt64 = 0
     var events: ConntrackEvents?
     /// Connections that these have announced.
     var announced = AnnouncedConnections()

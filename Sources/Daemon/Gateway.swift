@@ -2,6 +2,7 @@
 
 internal import CLinuxShims
 internal import Conntrack
+internal import Glibc
 internal import Logging
 internal import Migration
 internal import NFQueueBridge
@@ -53,7 +54,7 @@ final class Gateway {
     func startQueues(_ configuration: Configuration, knowing sessions: [Session]) throws {
         if treatment == .mark {
             let wanted = Self.translations(of: sessions)
-            if try table.isEstablished { translations.adopt(try table.translations(), for: wanted) }
+            translations.adopt(try presentTranslations(), for: wanted)
             _ = try translations.number(wanted)
             options.copyRange = Self.markedCopyRange
         }
@@ -74,6 +75,17 @@ final class Gateway {
             }
             rings.append(ring)
             queues.append(thread)
+        }
+    }
+
+    /// By what the kernel's table translates until it is adopted or replaced, whoever has made it.
+    private func presentTranslations() throws -> Set<TableElement> {
+        do throws(NetlinkError) {
+            return try table.translations()
+        } catch {
+            // There is no table, or it is one without translations.
+            if error.errno == ENOENT { return [] }
+            throw error
         }
     }
 
@@ -105,7 +117,17 @@ final class Gateway {
             for queue in queues { try? queue.post(undoing) }
             throw error
         }
-        try post(removals(change))
+        // The change is made: that a thread is late must not look like a refusal, after which the callers would take back what
+        // they have written down, or make the change once more.
+        let removals = removals(change)
+        for queue in queues where !removals.isEmpty {
+            do {
+                try queue.post(removals)
+            } catch {
+                // What was withdrawn is posted again: the thread takes it when it comes to it.
+                try? queue.postWithoutWaiting(removals)
+            }
+        }
     }
 
     private static func translations(of sessions: [Session]) -> Set<Translation> {
@@ -147,11 +169,17 @@ final class Gateway {
         let used = nothingIsLeft ? [] : inUse()
         let unused = translations.marks.keys.filter { !used.contains($0) }
         translationsBeforeTidying = max(Self.fewTranslations, 2 * used.count)
+        // A rule that could not be removed must not write what a number means next.
+        let marks = unused.map { ($0, translations.marks[$0] ?? 0) }
         do {
+            try post(marks.map { .mark(0, of: $0.0) })
             try table.apply(TableChange(remove: unused.flatMap { translations.elements(of: $0) }))
         } catch {
-            // What the table still has keeps its number.
-            guard (try? table.exists) == false else { return untidyCount = count }
+            guard (try? table.exists) == false else {
+                // What cannot be removed now keeps its number, also for the threads that have forgotten it.
+                for queue in queues { try? queue.postWithoutWaiting(marks.map { .mark($0.1, of: $0.0) }) }
+                return untidyCount = count
+            }
         }
         translations.forget(unused)
     }
@@ -168,8 +196,15 @@ final class Gateway {
 
     /// Only for a daemon that starts: counts what the session shares with others, without changing the table.
     func adopt(_ session: Session) {
-        session.forEachElement { element, _ in if element.isShared { shared[element, default: 0] += 1 } }
+        guard session.key.scope == .service else {
+            return session.forEachElement { element, _ in if element.isShared { shared[element, default: 0] += 1 } }
+        }
+        // Of a client with several connections it has an element several times, and counts once for it.
+        for element in session.elements().keys where element.isShared { shared[element, default: 0] += 1 }
     }
+
+    /// Whether any session needs this shared element.
+    func isWanted(_ element: TableElement) -> Bool { shared[element] != nil }
 
     /// Sends flow changes to every queue thread and waits until all have taken them.
     func post(_ changes: [FlowChange]) throws {

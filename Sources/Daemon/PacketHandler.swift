@@ -9,7 +9,7 @@ public import Wire
 public enum FlowChange: Sendable {
     case set(FlowKey, FlowRule)
     case remove(FlowKey)
-    /// The kernel knows this translation by this mark.
+    /// The kernel knows this translation by this mark; 0: by none any more.
     case mark(UInt32, of: Translation)
 }
 

@@ -17,21 +17,29 @@ package struct TranslationNumbers {
     /// `limit`: the greatest number.
     package init(limit: UInt32 = MarkLayout.translation) { self.limit = limit }
 
-    /// Takes over the numbers that the kernel's table has for `wanted` translations: what is on its way keeps its meaning.
+    /// Takes over the numbers that the kernel's table has for `wanted` translations: what is on its way keeps its meaning. A
+    /// number that the table has for something else is not given out: until the table is put right, the kernel would write
+    /// that.
     package mutating func adopt(_ elements: some Sequence<TableElement>, for wanted: Set<Translation>) {
         var addresses: [UInt32: IPAddress] = [:]
         var ports: [UInt64: UInt16] = [:]
         var clientPorts: [UInt64: UInt16] = [:]
         func key(_ number: UInt32, _ family: AddressFamily) -> UInt64 { UInt64(family.rawValue) << 32 | UInt64(number) }
+        var numbers: Set<UInt32> = []
         for element in elements {
             switch element {
-            case .endpointAddress(let number, let address): addresses[number] = address
-            case .endpointPort(let number, let port, let family): ports[key(number, family)] = port
-            case .clientPort(let number, let port, let family): clientPorts[key(number, family)] = port
+            case .endpointAddress(let number, let address):
+                addresses[number] = address
+                numbers.insert(number)
+            case .endpointPort(let number, let port, let family):
+                ports[key(number, family)] = port
+                numbers.insert(number)
+            case .clientPort(let number, let port, let family):
+                clientPorts[key(number, family)] = port
+                numbers.insert(number)
             default: break
             }
         }
-        var kept: Set<UInt32> = []
         for (number, address) in addresses where number > 0 && number <= limit {
             guard let port = ports[key(number, address.family)] else { continue }
             let translation = Translation(
@@ -39,10 +47,9 @@ package struct TranslationNumbers {
                 clientPort: clientPorts[key(number, address.family)] ?? 0)
             guard wanted.contains(translation), marks[translation] == nil else { continue }
             marks[translation] = Self.mark(number, translation)
-            kept.insert(number)
         }
-        next = (kept.max() ?? 0) + 1
-        free = (1..<next).filter { !kept.contains($0) }
+        next = min(numbers.max() ?? 0, limit) + 1
+        free = (1..<next).filter { !numbers.contains($0) }
     }
 
     /// Numbers what has none yet, and says what that was.

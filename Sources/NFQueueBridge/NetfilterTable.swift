@@ -154,11 +154,6 @@ public final class NetfilterTable {
         get throws(NetlinkError) { try readTable() != nil }
     }
 
-    /// Whether the table in the kernel is the one that `establish` would adopt.
-    public var isEstablished: Bool {
-        get throws(NetlinkError) { try readTable()?.comment == ruleset.comment }
-    }
-
     /// From this generation on the table is known: it was as it is to be then, or is about to be compared.
     public func keepTrack(from generation: UInt32?) { self.generation = generation }
 

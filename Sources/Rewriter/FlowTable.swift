@@ -55,7 +55,7 @@ public struct FlowTable: ~Copyable {
         if key == key.anyClient { anyClientCount += 1 }
     }
 
-    /// Says by which mark, not 0, the kernel knows a translation.
+    /// Says by which mark the kernel knows a translation; 0: by none any more.
     public mutating func setMark(_ mark: UInt32, of translation: Translation) {
         marks.set(translation, mark: mark, seed: seed)
     }

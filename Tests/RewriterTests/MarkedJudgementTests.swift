@@ -52,6 +52,8 @@ import Wire
         let key = FlowKey(stage: .prerouting, tuple: tuple)
         for (family, note) in [(AddressFamily.ipv4, Note.unmarked), (.ipv6, .otherFamily)] {
             let host = endpoint(3, family)
+            // Whose number has been taken back is as if it never had one.
+            for mark in [5, 0] as [UInt32] { table.setMark(mark, of: Translation(endpoint: host, clientPort: 0)) }
             if family == .ipv6 { table.setMark(9, of: Translation(endpoint: host, clientPort: 0)) }
             table.set(key, .passage(.translateDestination(host)))
             var octets = TCPSegment(

@@ -214,7 +214,8 @@ def early(case, stage, datapath):
     crowd.thread.start()
     try:
         first = crowd.add(client_address(4, 0))
-        case.equal(crowd.served([first], "B"), [], what + ": its first client is on B")
+        second = crowd.add(client_address(4, 0))
+        case.equal(crowd.served([first, second], "B"), [], what + ": its first client is on B, with two connections")
         stage.daemon.kill()
         stage.daemon.start()
         case.equal(crowd.served([first], "B"), [], what + ": and is still with a new daemon")
@@ -225,6 +226,7 @@ def early(case, stage, datapath):
         case.equal(crowd.served(crowd.members, "A"), [], what + ": with both")
     finally:
         crowd.end()
+    stage.clean(case, ": " + what)
 
 
 def refusals(case, stage):
