@@ -84,13 +84,13 @@ def filled(base):
             self.count = count
 
         def start(self):
-            daemon = Daemon(self.lab, queues=1)
+            daemon = Daemon(self.lab, queues=1, guard_client=2)
             os.makedirs(daemon.settings["state-directory"], exist_ok=True)
             self.empty = starting(daemon)
             self.resident = meter.resident(daemon.pid)
             daemon.stop()
             daemon.remove()
-            journal(os.path.join(daemon.settings["state-directory"], "journal.sqlite"), self.count, self.name)
+            journal(os.path.join(daemon.settings["state-directory"], "journal.sqlite"), self.count, self.datapath)
             kernel = meter.kernel_memory()
             self.cold = starting(daemon)
             time.sleep(1)
@@ -109,7 +109,7 @@ def one_by_one(way, count):
     letters = ["d", "b"]
     for index in range(count):
         answer = way.daemon.migrate(address("c"), endpoint(address("a"), PORT), address(letters[index % 2]), "--datapath",
-                                    way.name)
+                                    way.datapath)
         if answer.code:
             raise LabError(str(answer))
     return (meter.cpu_time(way.pid) - before) / count
