@@ -114,7 +114,10 @@ extension Coordinator {
         var done: [PendingWork.Switch] = []
         var failed: [(PendingWork.Switch, any Error)] = []
         // Somebody else may have changed a session meanwhile.
-        let (current, stale) = (batch.filter(isCurrent), batch.filter { !isCurrent($0) })
+        var (current, stale): ([PendingWork.Switch], [PendingWork.Switch]) = ([], [])
+        for each in batch {
+            if let each = asOfNow(each) { current.append(each) } else { stale.append(each) }
+        }
         do {
             try install(current.map { (from: $0.from, to: $0.to) })
             done = current
@@ -136,8 +139,20 @@ extension Coordinator {
         for each in stale { switchFailed(each, OvertakenChange()) }
     }
 
-    private func isCurrent(_ each: PendingWork.Switch) -> Bool {
-        sessions[each.to.key].map { $0 == each.from } ?? each.from.isIdle
+    /// The switch from the session as it is now, if it can be made from there.
+    private func asOfNow(_ each: PendingWork.Switch) -> PendingWork.Switch? {
+        let now = sessions[each.to.key] ?? Session(key: each.from.key, id: each.from.id)
+        if now == each.from { return each }
+        guard let to = each.to.rebased(from: each.from, onto: now) else { return nil }
+        logger.notice("the session has changed since the switch was decided", metadata: each.running.metadata)
+        each.running.before = now
+        do {
+            try journal.write(stage: [(journaled(each.running, .switching), to)])
+        } catch {
+            logger.error("\(error)")
+            return nil
+        }
+        return PendingWork.Switch(running: each.running, from: now, to: to)
     }
 
     private func switched(_ each: PendingWork.Switch) {
