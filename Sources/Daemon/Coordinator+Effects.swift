@@ -214,11 +214,7 @@ extension Coordinator {
         } catch {
             guard (try? gateway.table.exists) == false else { throw error }
             logger.error("the table was deleted by another program; it is made again")
-            let elements =
-                sessions.values.flatMap { session in
-                    session.elements().map { TableChange.Addition(element: $0.key, lifetime: $0.value) }
-                } + gateway.translationElements.map { TableChange.Addition(element: $0) }
-            _ = try gateway.table.establish(carrying: elements)
+            _ = try gateway.table.establish(carrying: additions(for: sessions.values))
             try gateway.install(change, undoneBy: SessionChange(from: to, to: from))
         }
     }

@@ -17,10 +17,10 @@ enum TableComparison: String {
 }
 
 extension Coordinator {
-    /// What the table is to hold for sessions. What several share is there once.
-    static func additions(for sessions: [Session]) -> [TableChange.Addition] {
+    /// All that the table is to hold for sessions. What several share is there once.
+    func additions(for sessions: some Sequence<Session>) -> [TableChange.Addition] {
         var additions: [TableChange.Addition] = []
-        additions.reserveCapacity(2 * sessions.count)
+        additions.reserveCapacity(2 * sessions.underestimatedCount)
         var shared: Set<TableElement> = []
         for session in sessions {
             session.forEachElement { element, lifetime in
@@ -28,6 +28,7 @@ extension Coordinator {
                 additions.append(TableChange.Addition(element: element, lifetime: lifetime))
             }
         }
+        additions += gateway.translationElements.map { TableChange.Addition(element: $0) }
         return additions
     }
 
@@ -35,10 +36,10 @@ extension Coordinator {
     /// there, or has other sets, has learnt nothing.
     func additions(for sessions: [Session], keeping learnt: inout Set<TableElement>) -> [TableChange.Addition] {
         learnt = (try? gateway.table.learntElements()) ?? []
-        if learnt.isEmpty { return Self.additions(for: sessions) }
+        if learnt.isEmpty { return additions(for: sessions) }
         var table = SessionTable(sessions)
         table.learn(from: learnt)
-        return Self.additions(for: Array(table.values))
+        return additions(for: table.values)
     }
 
     /// How much of an adopted table has to be compared, and from when on it is known.
@@ -168,12 +169,5 @@ extension Coordinator {
             if session != old { changes.append((old, session)) }
         }
         return changes
-    }
-}
-
-extension StandingTransit {
-    /// The element that stands for it.
-    fileprivate func element(_ tuple: FourTuple) -> TableElement {
-        transit == .guarded ? .guard(tuple) : .divert(tuple)
     }
 }

@@ -43,9 +43,7 @@ extension Coordinator {
         // A table that has to be made, or made anew by another version, knows its elements from the first packet on. What the
         // older one has learnt is nowhere else: without it the replies of connections would go to their clients as they are.
         var learnt: Set<TableElement> = []
-        let established = try gateway.table.establish(
-            carrying: additions(for: known, keeping: &learnt)
-                + gateway.translationElements.map { TableChange.Addition(element: $0) })
+        let established = try gateway.table.establish(carrying: additions(for: known, keeping: &learnt))
         known = []
         sessions = table.result()
         sessions.learn(from: learnt)

@@ -104,6 +104,11 @@ public struct StandingTransit: Hashable, Sendable {
         self.sourcePort = sourcePort
     }
 
+    /// The element that stops segments with its four-tuple.
+    public func element(_ tuple: FourTuple) -> TableElement {
+        transit == .guarded ? .guard(tuple) : .divert(tuple)
+    }
+
     /// What the host's reply to a segment from `client` has as its endpoints.
     func reply(to client: Endpoint) -> FourTuple {
         FourTuple(source: host, destination: Endpoint(address: client.address, port: sourcePort ?? client.port))
@@ -170,13 +175,8 @@ public struct Session: Hashable, Sendable {
         var elements: [TableElement: UInt32?] = [:]
         elements.reserveCapacity(2 * transits.count + replies.count + 4)
         for (tuple, standing) in transits {
-            switch standing.transit {
-            case .frozen, .awaitingSYN, .trailing:
-                elements[.divert(tuple)] = .some(standing.lifetime)
-            case .guarded:
-                elements[.guard(tuple)] = .some(standing.lifetime)
-                elements[.guarded(tuple.reversed)] = .some(standing.lifetime)
-            }
+            elements[standing.element(tuple)] = .some(standing.lifetime)
+            if standing.transit == .guarded { elements[.guarded(tuple.reversed)] = .some(standing.lifetime) }
             elements[.involved(tuple.destination.address)] = .some(nil)
             guard standing.transit == .trailing else { continue }
             elements[.involved(standing.host.address)] = .some(nil)

@@ -35,11 +35,7 @@ extension NetfilterTable {
 
     /// The elements by which the table translates, as `elements` reads them.
     public func translations() throws(NetlinkError) -> Set<TableElement> {
-        var all: Set<TableElement> = []
-        for definition in ruleset.sets where definition.key == [.mark] {
-            all.formUnion(try elements(of: definition.name) { _ in false })
-        }
-        return all
+        try elements(of: ruleset.sets.filter { $0.key == [.mark] }) { _ in false }
     }
 
     /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so
