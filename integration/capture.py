@@ -155,9 +155,14 @@ class Capture:
                 if all(getattr(each, name) == value for name, value in wanted.items())]
 
     def bad_checksums(self):
-        """Frames in which tshark finds a wrong IP or TCP checksum, one line each."""
+        """Frames in which tshark finds a wrong IP or TCP checksum, one line each.
+
+        A TCP checksum 0xffff where 0x0000 would do is not wrong: both are zero in ones' complement (RFC 1071), and Linux
+        writes it itself whenever it completes a sum that comes to zero (skb_checksum_help, CSUM_MANGLED_0): one segment of 65,536.
+        """
         return run(["tshark", "-n", "-r", self.path, "-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE",
-                    "-Y", "tcp.checksum.status == 0 || ip.checksum.status == 0"], timeout=300).stdout.splitlines()
+                    "-Y", "(tcp.checksum.status == 0 && !tcp.checksum.ffff) || ip.checksum.status == 0"],
+                   timeout=300).stdout.splitlines()
 
     def verified_checksums(self):
         """How many TCP checksums tshark has found right: zero would mean that it did not look."""
