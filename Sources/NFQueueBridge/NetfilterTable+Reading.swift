@@ -38,6 +38,16 @@ extension NetfilterTable {
         try elements(of: ruleset.sets.filter { $0.key == [.mark] }) { _ in false }
     }
 
+    /// What is in the sets at the entrances. Of a table that is not there: nothing.
+    func readEntrances() throws(NetlinkError) -> Entrances {
+        do throws(NetlinkError) {
+            return Entrances(try elements(of: ruleset.sets.filter { SetName.entrances.contains($0.name) }) { _ in false })
+        } catch {
+            if error.errno == ENOENT { return Entrances([]) }
+            throw error
+        }
+    }
+
     /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so
     /// many elements of an order that is another by then, and misses some (nft_rhash_walk counts `skip`). So such a
     /// dump is repeated until two agree.

@@ -4,7 +4,8 @@ internal import CNetfilter
 internal import Glibc
 public import Ruleset
 
-/// Our nftables table in the kernel: made once, adopted by a daemon that starts again, and changed by elements only.
+/// Our nftables table in the kernel: made once, adopted by a daemon that starts again, and changed by elements only, and by
+/// the rules that look for the first of some (`Entrances`).
 /// Nothing outside the table is touched. It works in the network namespace of the thread that makes this object, and
 /// belongs to one thread at a time.
 public final class NetfilterTable {
@@ -29,6 +30,9 @@ public final class NetfilterTable {
     public private(set) var generation: UInt32?
     /// What the latest transaction of this object has made; nil before the first.
     public private(set) var latestGeneration: UInt32?
+
+    /// What is in the sets at the entrances; nil until somebody has to know, and after a change that has failed.
+    private var entrances: Entrances?
 
     let socket: NetlinkSocket
     private var sequence: UInt32 = 1
@@ -57,6 +61,7 @@ public final class NetfilterTable {
             let found = try wrap { () throws(NetlinkError) in try readTable() }
             if let found, found.comment == ruleset.comment {
                 queueStatement = try wrap { () throws(NetlinkError) in try readQueueStatement() }
+                entrances = nil
                 return .adopted
             }
             let additions = elements()
@@ -81,8 +86,21 @@ public final class NetfilterTable {
         } catch {
             // The caller wanted something else than what is there.
             generation = nil
+            entrances = nil
             throw error
         }
+    }
+
+    /// Takes note of a change that is about to be made.
+    ///
+    /// - Returns: the sets that will have elements, if the change opens or closes one of the entrances.
+    private func entrancesChanged(by change: TableChange) throws(TableError) -> Set<SetName>? {
+        guard Entrances.concern(change) else { return nil }
+        if entrances == nil { entrances = try wrap { () throws(NetlinkError) in try readEntrances() } }
+        let before = entrances?.open
+        entrances?.apply(change)
+        let after = entrances?.open
+        return after == before ? nil : after
     }
 
     private func carryOut(_ change: TableChange) throws(TableError) {
@@ -93,6 +111,7 @@ public final class NetfilterTable {
         // it is there) and then deleted. When adding fails, since another value is there or the set is full, deleting
         // alone is tried; when that fails, it is not there. Each step is taken once, so this ends.
         var removals = [Removal](repeating: .addAndDelete, count: removed.count)
+        let open = try entrancesChanged(by: change)
         while true {
             var batch = NftBatch(firstSequence: sequence)
             var origins: [Origin] = [.frame]
@@ -109,6 +128,11 @@ public final class NetfilterTable {
             for (index, form) in added.enumerated() {
                 write(form, NFT_MSG_NEWSETELEM, lifetime: change.add[index].lifetime, to: &batch)
                 origins.append(.addition(index))
+            }
+            if let open {
+                // The statement that queues is in none of these chains.
+                var encoder = NftRulesetEncoder(ruleset, queueStatement: .native)
+                encoder.writeEntrances(open: open, to: &batch)
             }
             if batch.messageCount == 1 { return }
 
@@ -147,6 +171,7 @@ public final class NetfilterTable {
             throw NetlinkError(operation: .deleteTable, errno: failure.errno)
         }
         queueStatement = nil
+        entrances = nil
     }
 
     /// Whether there is a table of this name, ours or not.
@@ -180,13 +205,15 @@ public final class NetfilterTable {
                 unsafe batch.append(NFT_MSG_DELTABLE) { unsafe old.write(to: $0) }
             }
             var encoder = NftRulesetEncoder(ruleset, queueStatement: statement)
-            encoder.write(to: &batch)
+            let entrances = Entrances(additions.lazy.map(\.element))
+            encoder.write(to: &batch, open: entrances.open)
             let firstElement = Int(batch.messageCount)
             try write(additions, perMessage: grouped ? 100 : 1, to: &batch)
             let queueRule = encoder.queueRuleSequence.map { Int($0 &- batch.firstSequence) }
             let failures = try wrap { () throws(NetlinkError) in try transact(&batch, for: .createTable) }
             guard let failure = failures.first else {
                 queueStatement = statement
+                self.entrances = entrances
                 return true
             }
             // The first message is the deletion or the creation of the table.

@@ -5,18 +5,19 @@ internal import Wire
 /// The whole of our nftables table as one value. It is printed as nft text (`text()`) and encoded as netlink messages
 /// from this value, so that the two cannot differ.
 ///
-/// Base chains and rules are made once; from then on only elements of sets and maps change. So the cost per packet
-/// and per change does not grow with the number of sessions, and no change unregisters a hook, which would drop the
-/// packets that wait in every queue of the network namespace (nf_unregister_net_hook → nf_queue_nf_hook_drop).
+/// Chains and rules are made once; from then on only elements of sets and maps change, and with the first and last element
+/// of some the rules that look for one (`Entrances`). So the cost per packet and per change does not grow with the number
+/// of sessions, and no change unregisters a hook.
 public struct Ruleset: Hashable, Sendable {
     /// Number of this layout of the table. It changes when elements of an older table would mean something else.
-    public static let schemaVersion = 2
+    public static let schemaVersion = 3
 
     /// The table's name in family `inet`.
     public let tableName: String
     /// Sets and maps, in the order of definition.
     public let sets: [NamedSet]
-    /// Chains, in the order of definition; regular chains come before the base chains that lead to them.
+    /// Chains, in the order of definition; regular chains come before the base chains that lead to them. All entrances are
+    /// open in them.
     public let chains: [Chain]
 
     /// The table for these options.
@@ -48,13 +49,7 @@ public struct Ruleset: Hashable, Sendable {
             + families.map(learn) + families.map(translateDestination) + families.map { translateSource($0, options) }
             + families.map { involved($0, options) } + families.map { answering($0, options) }
         return regular + [
-            // Before conntrack (-200): what is stopped here can neither find nor make an entry. A packet that user space has
-            // marked comes back to the beginning of the chain that queued it (NF_REPEAT).
-            Chain(
-                .preroutingRaw, hook: BaseHook(.filter, .prerouting, priority: -300),
-                rules: families.map {
-                    [.isIn(look($0, .daddr), set: SetName(.involved, $0)), .goTo(.involved($0))]
-                }),
+            preroutingRaw(families),
             // Before dstnat (-100): the first chain that translates a new connection decides.
             Chain(
                 .preroutingNAT, hook: BaseHook(.nat, .prerouting, priority: -105),
@@ -68,13 +63,8 @@ public struct Ruleset: Hashable, Sendable {
                 .output, hook: BaseHook(.filter, .output, priority: -300),
                 rules: [[.hasMark(options.mark), .notrack, .accept]]
                     + families.map { [.isIn(asSent($0), set: SetName(.guarded, $0)), .notrack] }),
-            // After conntrack, which so sees replies as the host sends them, and before source NAT (100).
-            Chain(
-                .postrouting, hook: BaseHook(.filter, .postrouting, priority: -150),
-                rules: families.map {
-                    [.isIn(look($0, .saddr), set: SetName(.answering, $0)), .goTo(.answering($0))]
-                } + [[.isTCP, .accept]] + families.map(errorsToPeer)),
-            // Before everybody else's source NAT (100), for the same reason as above.
+            postrouting(families),
+            // Before everybody else's source NAT (100): the first that translates a connection decides here too.
             Chain(
                 .postroutingNAT, hook: BaseHook(.nat, .postrouting, priority: 95),
                 rules: families.map { [.translateSource($0, map: SetName(.source, $0))] }),
@@ -155,7 +145,7 @@ public struct Ruleset: Hashable, Sendable {
             ])
     }
 
-    private static func errorsToPeer(_ family: AddressFamily) -> [Statement] {
+    static func errorsToPeer(_ family: AddressFamily) -> [Statement] {
         [.isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpPeer, family)), .goTo(.enqueue)]
     }
 
