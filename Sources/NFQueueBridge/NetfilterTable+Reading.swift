@@ -41,7 +41,8 @@ extension NetfilterTable {
     /// What is in the sets at the entrances. Of a table that is not there: nothing.
     func readEntrances() throws(NetlinkError) -> Entrances {
         do throws(NetlinkError) {
-            return Entrances(try elements(of: ruleset.sets.filter { SetName.entrances.contains($0.name) }) { _ in false })
+            return Entrances(
+                try elements(of: ruleset.sets.filter { SetName.entrances.contains($0.name) }) { _ in false })
         } catch {
             if error.errno == ENOENT { return Entrances([]) }
             throw error

@@ -49,7 +49,9 @@ struct NetfilterTableTests {
                 for chain in Ruleset.chains(open: open) {
                     let all = ruleset.chains.first { $0.name == chain.name }
                     let listed = try Lab.shell("nft list chain inet nfqmigd \(chain.name.rawValue)")
-                        .split(separator: "\n").filter { $0.contains("goto") || $0.contains("accept") && !$0.contains("hook") }
+                        .split(separator: "\n").filter {
+                            $0.contains("goto") || $0.contains("accept") && !$0.contains("hook")
+                        }
                     #expect(listed.count == chain.rules.count, "\(index): \(listed)")
                     #expect(all?.rules.filter(chain.rules.contains) == chain.rules)
                     for set in open.union(SetName.entrances) {
