@@ -14,12 +14,12 @@ extension NetfilterTable {
     public func elements(
         expecting isExpected: (TableElement) -> Bool = { _ in false }
     ) throws(NetlinkError) -> Set<TableElement> {
-        try elements(of: ruleset.sets, expecting: isExpected)
+        try elements(of: ruleset.sets.filter { !$0.isOfMarks }, expecting: isExpected)
     }
 
-    /// The elements of those sets that packets fill.
+    /// The elements of those sets that packets fill; of what the kernel carries by itself there are none.
     public func learntElements() throws(NetlinkError) -> Set<TableElement> {
-        try elements(of: ruleset.sets.filter(\.isDynamic)) { _ in false }
+        try elements(of: ruleset.sets.filter { $0.isDynamic && !$0.isOfMarks }) { _ in false }
     }
 
     private func elements(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-internal import Wire
+public import Wire
 
 /// A table element in the form the kernel keeps it: set, key octets, value.
 public struct ElementForm: Hashable, Sendable {
@@ -34,6 +34,7 @@ public struct ElementForm: Hashable, Sendable {
         switch element {
         case .involved(let address): (purpose, parts) = (.involved, Parts(address))
         case .divert(let tuple): (purpose, parts) = (.divert, Parts(tuple))
+        case .divertConnection(let tuple): (purpose, parts) = (.divertConnection, Parts(tuple))
         case .guard(let tuple): (purpose, parts) = (.guard, Parts(tuple))
         case .credit(let client, let home): (purpose, parts) = (.credit, Parts(client, home))
         case .divertClient(let client, let home): (purpose, parts) = (.divertClient, Parts(client, home))
@@ -77,6 +78,7 @@ public struct ElementForm: Hashable, Sendable {
         switch set.purpose {
         case .involved: element = key.address().map { .involved($0) }
         case .divert: element = key.fourTuple().map { .divert($0) }
+        case .divertConnection: element = key.fourTuple().map { .divertConnection($0) }
         case .guard: element = key.fourTuple().map { .guard($0) }
         case .credit:
             guard let client = key.address(), let home = key.endpoint() else { return nil }
@@ -113,8 +115,19 @@ public struct ElementForm: Hashable, Sendable {
         case .clientPort:
             guard let number = key.mark(), let port = portOfValue else { return nil }
             element = .clientPort(number: number, port, set.family)
+        case .carried, .carriedReplies: return nil
         }
         return key.isAtEnd ? element : nil
+    }
+
+    /// The key of a four-tuple in a set of the kernel's own (`NamedSet.isOfMarks`).
+    ///
+    /// - Throws: `MixedFamilies` when its addresses are of both families; then `element` is to blame.
+    public init(_ tuple: FourTuple, in purpose: SetName.Purpose, for element: TableElement) throws(MixedFamilies) {
+        let parts = Parts(tuple)
+        set = SetName(purpose, parts.family)
+        key = try parts.octets(of: parts.family, in: element)
+        value = .none
     }
 
     private var endpointOfValue: Endpoint? {

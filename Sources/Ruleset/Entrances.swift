@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-public import Wire
+internal import Wire
 
 /// The addresses in the sets `involved` and `answering`. Every packet of the gateway meets our base chains, and only through
 /// these sets it comes to any other rule. So the rule that looks into one of them stands only while the set has an element:

@@ -110,7 +110,7 @@ enum NetfilterTableLab {
         let tuple = try tuple(client, home)
         let (client, home, host) = (tuple.source, tuple.destination, try endpoint(host))
         return [
-            .involved(home.address), .divert(tuple), .guard(tuple.reversed),
+            .involved(home.address), .divert(tuple), .divertConnection(tuple), .guard(tuple.reversed),
             .divertClient(client: client.address, home: home),
             .divertService(home: home), .service(home: home, host: host),
             .connection(tuple, host: host),
