@@ -3,7 +3,6 @@
 internal import CNetfilter
 internal import Glibc
 public import Ruleset
-internal import Wire
 
 /// Our nftables table in the kernel: made once, adopted by a daemon that starts again, and changed by elements only, and by
 /// the rules that look for the first of some (`Entrances`).
@@ -36,15 +35,18 @@ public final class NetfilterTable {
     private var entrances: Entrances?
 
     /// Whether the kernel takes a removal of what may not be there; assumed until it refuses one.
-    private var canDestroy = true
+    private var canDestroy: Bool
 
     let socket: NetlinkSocket
     private var sequence: UInt32 = 1
 
     /// Opens a socket; changes nothing.
     ///
+    /// - Parameter canDestroy: whether to try NFT_MSG_DESTROYSETELEM at all; false is for who knows better, or wants to do
+    ///   as on a kernel before 6.3.
     /// - Throws: `NetlinkError` with operation `.openSocket`.
-    public init(_ options: RulesetOptions) throws(NetlinkError) {
+    public init(_ options: RulesetOptions, canDestroy: Bool = true) throws(NetlinkError) {
+        self.canDestroy = canDestroy
         ruleset = Ruleset(options)
         socket = try NetlinkSocket()
         socket.prepareForTransactions()
@@ -356,39 +358,6 @@ extension nf_tables_msg_types {
     fileprivate static let destroySetElement = nf_tables_msg_types(30)
 }
 
-extension TableChange {
-    /// What the kernel has learnt of those four-tuples about whose diversion something changes. It is judged anew.
-    fileprivate func forgotten() throws(TableError) -> [ElementForm] {
-        var forms: [ElementForm] = []
-        for element in remove + add.map(\.element) {
-            let (purpose, tuple): (SetName.Purpose, FourTuple)
-            switch element {
-            case .divert(let flow), .divertConnection(let flow): (purpose, tuple) = (.carried, flow)
-            case .reply(let flow): (purpose, tuple) = (.carriedReplies, flow)
-            default: continue
-            }
-            guard SetName.ofMarks.contains(SetName(purpose, tuple.source.address.family)) else { continue }
-            do throws(MixedFamilies) {
-                forms.append(try ElementForm(tuple, in: purpose, for: element))
-            } catch {
-                throw .mixedFamilies(error)
-            }
-        }
-        return forms
-    }
-
-    /// Whether a home, a host or a translation is no longer one: SYNs of its connections may pass unseen from now on, or a
-    /// number come to mean something else.
-    fileprivate var endsTranslations: Bool {
-        remove.contains {
-            switch $0 {
-            case .icmpHome, .answering, .endpointAddress, .endpointPort, .clientPort: true
-            default: false
-            }
-        }
-    }
-}
-
 /// A message of a transaction that the kernel refused.
 private struct TransactionFailure {
     /// Which message; 0 is the beginning of the transaction.
@@ -415,30 +384,6 @@ private enum Origin {
         case .frame: nil
         case .removal(let index, _): change.remove.indices.contains(index) ? change.remove[index] : nil
         case .addition(let index): change.add[index].element
-        }
-    }
-}
-
-/// A change of the table that failed; the table is as it was.
-public enum TableError: Error, Hashable, Sendable, CustomStringConvertible {
-    /// The kernel refused it. The element is the first that it refused, nil when the cause is not an element.
-    case kernel(NetlinkError, element: TableElement?)
-    /// An element with addresses of both families.
-    case mixedFamilies(MixedFamilies)
-
-    public var description: String {
-        switch self {
-        case .kernel(let error, nil): error.description
-        case .kernel(let error, let element?): "Element \(element): \(error.description)"
-        case .mixedFamilies(let error): error.description
-        }
-    }
-
-    static func form(of element: TableElement) throws(TableError) -> ElementForm {
-        do throws(MixedFamilies) {
-            return try ElementForm(element)
-        } catch {
-            throw .mixedFamilies(error)
         }
     }
 }

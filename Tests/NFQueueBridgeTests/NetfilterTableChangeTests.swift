@@ -11,11 +11,14 @@ private typealias Lab = NetfilterTableLab
 
 @Suite(.enabled(if: NetfilterTableLab.isAvailable, Comment(rawValue: NetfilterTableLab.requirement)))
 struct NetfilterTableChangeTests {
+    /// Once as the kernel is, and once as one would be that cannot remove what may not be there.
     private func withTable(_ body: @escaping @Sendable (NetfilterTable) throws -> Void) throws {
-        try Lab.inNamespace {
-            let table = try NetfilterTable(Lab.options)
-            _ = try table.establish()
-            try body(table)
+        for canDestroy in [true, false] {
+            try Lab.inNamespace {
+                let table = try NetfilterTable(Lab.options, canDestroy: canDestroy)
+                _ = try table.establish()
+                try body(table)
+            }
         }
     }
 

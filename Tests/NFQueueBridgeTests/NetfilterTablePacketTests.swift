@@ -26,11 +26,13 @@ struct NetfilterTablePacketTests {
         ]
     }
 
-    private func withWire(_ body: @escaping @Sendable (NetfilterTable, NetfilterTableWire) throws -> Void) throws {
+    private func withWire(
+        canDestroy: Bool = true, _ body: @escaping @Sendable (NetfilterTable, NetfilterTableWire) throws -> Void
+    ) throws {
         try Lab.inNamespace {
             let wire = try NetfilterTableWire()
             defer { wire.remove() }
-            let table = try NetfilterTable(Lab.options)
+            let table = try NetfilterTable(Lab.options, canDestroy: canDestroy)
             _ = try table.establish()
             try body(table, wire)
         }
@@ -244,9 +246,10 @@ struct NetfilterTablePacketTests {
         }
     }
 
-    @Test func `the kernel carries what user space has judged until something about it changes`() throws {
+    @Test(arguments: [true, false])
+    func `the kernel carries what user space has judged until something about it changes`(_ canDestroy: Bool) throws {
         let ends = Ends.both[0]
-        try withWire { table, wire in
+        try withWire(canDestroy: canDestroy) { table, wire in
             // Verdicts, on SYNs alone: first to the one host, then, where the sequence number says so, to the other.
             try mark(
                 "prerouting", -305, "tcp flags syn tcp sequence 1 meta mark set 0x6e680001",
