@@ -123,19 +123,19 @@ public struct Ruleset: Hashable, Sendable {
             ])
     }
 
-    /// To an address that some element is about. What is in transit comes first; of the other sets all but `guard` lead to a
-    /// queue, so their order is that of what they cost and of how much comes.
+    /// To an address that some element is about. What is in transit comes before what the kernel carries; otherwise the order
+    /// of the sets that lead to a queue is that of what they cost and of how much comes.
     private static func involved(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
-        Chain(
+        let transit: [Statement] = [.isIn(asSent(family), set: SetName(.divert, family)), .goTo(.enqueue)]
+        let ofClient: [Statement] = [
+            .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)), .goTo(.enqueue),
+        ]
+        let carried = recall(.carried, family, options, .translateDestination(family))
+        return Chain(
             .involved(family),
             rules: [[isDecided(options), .goTo(.translateDestination(family))]]
-                + forget(.carried, family, options) + [
-                    [.isIn(asSent(family), set: SetName(.divert, family)), .goTo(.enqueue)]
-                ] + recall(.carried, family, options, .translateDestination(family)) + [
-                    [
-                        .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)),
-                        .goTo(.enqueue),
-                    ],
+                + forget(.carried, family, options)
+                + (carried.isEmpty ? [ofClient, transit] : [transit] + carried + [ofClient]) + [
                     [.isIn(asSent(family), set: SetName(.divertConnection, family)), .goTo(.enqueue)],
                     [.isIn(look(family, .daddr, .dport), set: SetName(.divertService, family)), .goTo(.enqueue)],
                     [.isIn(asSent(family), set: SetName(.guard, family)), .goTo(.guarding)],
