@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """With offloads on, as on a host, packets of many segments come to the gateway: on both datapaths, in both families and
 in both directions they pass its stateful firewall, in number, and every octet arrives as it was sent; also when a daemon that is
-killed is followed by one with the other treatment, on the same connection."""
+killed is followed by one with the other treatment, on the same connection, and without any where the kernel carries on."""
 
 import os
 import sys
@@ -80,6 +80,9 @@ def one(case, stage, family, datapath):
         written_by(case, stage, family, at_first, what)
         for treatment in ("rewrite" if at_first == "mark" else "mark", at_first):
             stage.daemon.kill()
+            if carries(stage, family):
+                carried(case, stage, name, dict(stage.client.stats()[name], connections=before["connections"]),
+                        what + ", without a daemon")
             stage.daemon.settings["treatment"] = treatment
             stage.daemon.start()
             then = "%s, a new daemon with treatment %s" % (what, treatment)
