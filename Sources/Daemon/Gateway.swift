@@ -111,23 +111,16 @@ final class Gateway {
             // Whoever wants the change may have written it down already.
             table.loseTrack()
             let undo = undo()
-            // Every thread is told, also when one of them does not answer.
+            // Every thread is told, also when one of them does not answer: none may keep a rule that nobody knows of.
             let undoing: [FlowChange] =
                 undo.setFlows.map { .set($0.key, $0.rule) } + removals(undo)
-            for queue in queues { try? queue.post(undoing) }
+            for queue in queues { queue.postInAnyCase(undoing) }
             throw error
         }
         // The change is made: that a thread is late must not look like a refusal, after which the callers would take back what
         // they have written down, or make the change once more.
         let removals = removals(change)
-        for queue in queues where !removals.isEmpty {
-            do {
-                try queue.post(removals)
-            } catch {
-                // What was withdrawn is posted again: the thread takes it when it comes to it.
-                try? queue.postWithoutWaiting(removals)
-            }
-        }
+        for queue in queues where !removals.isEmpty { queue.postInAnyCase(removals) }
     }
 
     private static func translations(of sessions: [Session]) -> Set<Translation> {
