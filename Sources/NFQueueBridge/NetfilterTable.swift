@@ -170,7 +170,7 @@ public final class NetfilterTable {
     ) throws(TableError) -> Bool {
         var statements = [QueueStatement.native, .xtTarget]
         // A kernel without the first would add all elements in vain.
-        if additions.count > 1000, try !wrap({ () throws(NetlinkError) in try canQueueNatively() }) {
+        if additions.count >= Self.crowd, try !wrap({ () throws(NetlinkError) in try canQueueNatively() }) {
             statements.removeFirst()
         }
         for statement in statements {
@@ -179,7 +179,8 @@ public final class NetfilterTable {
                 let old = NftTable(name: ruleset.tableName)
                 unsafe batch.append(NFT_MSG_DELTABLE) { unsafe old.write(to: $0) }
             }
-            var encoder = NftRulesetEncoder(ruleset, queueStatement: statement)
+            var encoder = NftRulesetEncoder(
+                ruleset, queueStatement: statement, expecting: Self.crowded(by: additions))
             encoder.write(to: &batch)
             let firstElement = Int(batch.messageCount)
             try write(additions, perMessage: grouped ? 100 : 1, to: &batch)
@@ -202,6 +203,16 @@ public final class NetfilterTable {
         }
         return false
     }
+
+    /// The sets that get thousands of elements, with how many these are.
+    private static func crowded(by additions: [TableChange.Addition]) -> [SetName: Int] {
+        if additions.count < crowd { return [:] }
+        var counts: [SetName: Int] = [:]
+        for addition in additions { counts[addition.element.set, default: 0] += 1 }
+        return counts.filter { $0.value >= crowd }
+    }
+
+    private static let crowd = 1000
 
     /// Whether the kernel has nf_tables' own queue statement: from a transaction that it refuses in any case.
     private func canQueueNatively() throws(NetlinkError) -> Bool {
