@@ -7,7 +7,7 @@ internal import Logging
 internal import Migration
 internal import NFQueueBridge
 internal import Rewriter
-internal import Ruleset
+package import Ruleset
 internal import Spoofer
 internal import Synchronization
 internal import Wire
@@ -187,13 +187,11 @@ final class Gateway {
         }
     }
 
-    /// Only for a daemon that starts: counts what the session shares with others, without changing the table.
-    func adopt(_ session: Session) {
-        guard session.key.scope == .service else {
-            return session.forEachElement { element, _ in if element.isShared { shared[element, default: 0] += 1 } }
-        }
-        // Of a client with several connections it has an element several times, and counts once for it.
-        for element in session.elements().keys where element.isShared { shared[element, default: 0] += 1 }
+    /// Only for a daemon that starts: counts what sessions share, without changing the table.
+    func adopt(_ sessions: some Sequence<Session>) {
+        var counted = SharedElements()
+        for session in sessions { counted.forEachElement(of: session) { _, _ in } }
+        shared = counted.result()
     }
 
     /// Whether any session needs this shared element.
@@ -275,7 +273,7 @@ private final class InitialFlows: Sendable {
 
 extension TableElement {
     /// Whether several sessions can want the same element.
-    var isShared: Bool {
+    package var isShared: Bool {
         switch self {
         case .involved, .answering, .icmpHome, .icmpPeer, .credit: true
         default: false
