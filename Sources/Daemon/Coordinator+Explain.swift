@@ -127,7 +127,8 @@ extension TableElement {
             endpoint.address == client.address && (client.port == 0 || endpoint.port == client.port)
         }
         switch self {
-        case .divert(let tuple), .guard(let tuple), .guarded(let tuple), .reply(let tuple), .connection(let tuple, _),
+        case .divert(let tuple), .divertConnection(let tuple), .guard(let tuple), .guarded(let tuple),
+            .reply(let tuple), .connection(let tuple, _),
             .source(let tuple, _):
             return isClient(tuple.source) && (tuple.destination == home || tuple.destination == host)
                 || isClient(tuple.destination) && (tuple.source == home || tuple.source == host)

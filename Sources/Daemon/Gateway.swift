@@ -46,7 +46,8 @@ final class Gateway {
 
     static func rulesetOptions(_ configuration: Configuration) -> RulesetOptions {
         RulesetOptions(
-            mark: configuration.mark, firstQueue: configuration.firstQueue, queueCount: configuration.queues)
+            mark: configuration.mark, firstQueue: configuration.firstQueue, queueCount: configuration.queues,
+            carries: configuration.treatment == .mark)
     }
 
     /// Binds the queues and starts their threads, each knowing the flows of these sessions before its first packet. What is

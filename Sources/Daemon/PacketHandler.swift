@@ -106,10 +106,10 @@ public struct PacketHandler: VerdictHandler, ~Copyable {
         case .accept: return .accept
         case .drop, .hold: return .drop
         case .acceptRewritten:
-            guard judgement.learnsReply else { return .acceptRewritten }
+            guard judgement.learns else { return .acceptRewritten }
             return Verdict(decision: .repeat, rewritten: true, mark: mark | MarkLayout.learns)
         case .acceptMarked:
-            let learns = judgement.learnsReply ? MarkLayout.learns : 0
+            let learns = judgement.learns ? MarkLayout.learns : 0
             return Verdict(decision: .repeat, mark: mark | learns | judgement.mark)
         }
     }

@@ -208,10 +208,10 @@ public struct Session: Hashable, Sendable {
         case (.kernel, .client): body(.client(key.clientEndpoint.address, home: key.home, host: binding.host))
         case (.kernel, .service): body(.service(home: key.home, host: binding.host))
         case (.queue, .service): body(.divertService(home: key.home))
-        case (.queue, .connection): body(.divert(key.original))
+        case (.queue, .connection): body(.divertConnection(key.original))
         case (.queue, .client): body(.divertClient(client: key.clientEndpoint.address, home: key.home))
         }
-        if let watched { body(.divert(watched)) }
+        if let watched { body(.divertConnection(watched)) }
         if isFollowing, let client = key.client { body(.credit(client: client, home: key.home)) }
         if binding.datapath == .queue || isFollowing { body(.involved(key.home.address)) }
         guard binding.datapath == .queue else { return }

@@ -10,11 +10,14 @@ extension NetfilterTable {
     /// and time-outs may remove elements, while this reads.
     ///
     /// - Throws: `NetlinkError`; ENOENT when there is no table.
-    public func elements() throws(NetlinkError) -> Set<TableElement> { try elements(of: ruleset.sets) }
+    public func elements() throws(NetlinkError) -> Set<TableElement> { try elements(of: ownSets) }
 
-    /// The elements of those sets that packets fill.
+    /// The sets without those whose elements are the kernel's own.
+    private var ownSets: [NamedSet] { ruleset.sets.filter { !$0.isOfMarks } }
+
+    /// The elements of those sets that packets fill; of what the kernel carries by itself there are none.
     public func learntElements() throws(NetlinkError) -> Set<TableElement> {
-        try elements(of: ruleset.sets.filter(\.isDynamic))
+        try elements(of: ownSets.filter(\.isDynamic))
     }
 
     /// The elements by which the table translates.
@@ -36,7 +39,17 @@ extension NetfilterTable {
 
     /// Calls `note` with all elements, set by set, as `elements` returns them. One may come again.
     public func forEachElement(_ note: (TableElement) -> Familiarity) throws(NetlinkError) {
-        for definition in ruleset.sets { try read(definition.name, note) }
+        for definition in ownSets { try read(definition.name, note) }
+    }
+
+    /// What is in the sets at the entrances. Of a table that is not there: nothing.
+    func readEntrances() throws(NetlinkError) -> Entrances {
+        do throws(NetlinkError) {
+            return Entrances(try elements(of: ruleset.sets.filter { SetName.entrances.contains($0.name) }))
+        } catch {
+            if error.errno == ENOENT { return Entrances([]) }
+            throw error
+        }
     }
 
     /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so

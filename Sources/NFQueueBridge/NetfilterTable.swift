@@ -3,8 +3,10 @@
 internal import CNetfilter
 internal import Glibc
 public import Ruleset
+internal import Wire
 
-/// Our nftables table in the kernel: made once, adopted by a daemon that starts again, and changed by elements only.
+/// Our nftables table in the kernel: made once, adopted by a daemon that starts again, and changed by elements only, and by
+/// the rules that look for the first of some (`Entrances`).
 /// Nothing outside the table is touched. It works in the network namespace of the thread that makes this object, and
 /// belongs to one thread at a time.
 public final class NetfilterTable {
@@ -29,6 +31,12 @@ public final class NetfilterTable {
     public private(set) var generation: UInt32?
     /// What the latest transaction of this object has made; nil before the first.
     public private(set) var latestGeneration: UInt32?
+
+    /// What is in the sets at the entrances; nil until somebody has to know, and after a change that has failed.
+    private var entrances: Entrances?
+
+    /// Whether the kernel takes a removal of what may not be there; assumed until it refuses one.
+    private var canDestroy = true
 
     let socket: NetlinkSocket
     private var sequence: UInt32 = 1
@@ -57,6 +65,7 @@ public final class NetfilterTable {
             let found = try wrap { () throws(NetlinkError) in try readTable() }
             if let found, found.comment == ruleset.comment {
                 queueStatement = try wrap { () throws(NetlinkError) in try readQueueStatement() }
+                entrances = nil
                 return .adopted
             }
             let additions = elements()
@@ -81,18 +90,32 @@ public final class NetfilterTable {
         } catch {
             // The caller wanted something else than what is there.
             generation = nil
+            entrances = nil
             throw error
         }
     }
 
+    /// Takes note of a change that is about to be made.
+    ///
+    /// - Returns: the sets that will have elements, if the change opens or closes one of the entrances.
+    private func entrancesChanged(by change: TableChange) throws(TableError) -> Set<SetName>? {
+        guard Entrances.concern(change) else { return nil }
+        if entrances == nil { entrances = try wrap { () throws(NetlinkError) in try readEntrances() } }
+        let before = entrances?.open
+        entrances?.apply(change)
+        let after = entrances?.open
+        return after == before ? nil : after
+    }
+
     private func carryOut(_ change: TableChange) throws(TableError) {
         if change.isEmpty { return }
-        let removed = try change.remove.map { (element) throws(TableError) in try TableError.form(of: element) }
+        let removed =
+            try change.remove.map { (element) throws(TableError) in try TableError.form(of: element) }
+            + (ruleset.carries ? change.forgotten() : [])
         let added = try change.add.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
-        // nf_tables refuses to delete what is not there. So each element to remove is first added (nothing happens when
-        // it is there) and then deleted. When adding fails, since another value is there or the set is full, deleting
-        // alone is tried; when that fails, it is not there. Each step is taken once, so this ends.
-        var removals = [Removal](repeating: .addAndDelete, count: removed.count)
+        var removals = removed.map(removal)
+        let open = try entrancesChanged(by: change)
+        // Each step is taken once, so this ends.
         while true {
             var batch = NftBatch(firstSequence: sequence)
             var origins: [Origin] = [.frame]
@@ -102,13 +125,19 @@ public final class NetfilterTable {
                     origins.append(.removal(index, isDeletion: false))
                 }
                 if removals[index] != .nothing {
-                    write(form, NFT_MSG_DELSETELEM, to: &batch)
+                    write(form, removals[index] == .destroy ? .destroySetElement : NFT_MSG_DELSETELEM, to: &batch)
                     origins.append(.removal(index, isDeletion: true))
                 }
             }
             for (index, form) in added.enumerated() {
                 write(form, NFT_MSG_NEWSETELEM, lifetime: change.add[index].lifetime, to: &batch)
                 origins.append(.addition(index))
+            }
+            if ruleset.carries, change.endsTranslations { flushCarried(in: &batch) }
+            if let open {
+                // The statement that queues is in none of these chains.
+                var encoder = NftRulesetEncoder(ruleset, queueStatement: .native)
+                encoder.writeEntrances(open: open, to: &batch)
             }
             if batch.messageCount == 1 { return }
 
@@ -119,6 +148,11 @@ public final class NetfilterTable {
             for failure in failures {
                 let origin = origins.indices.contains(failure.index) ? origins[failure.index] : .frame
                 switch (origin, failure.errno) {
+                case (.removal(let index, isDeletion: true), EINVAL) where attempted[index] == .destroy,
+                    (.removal(let index, isDeletion: true), EOPNOTSUPP) where attempted[index] == .destroy:
+                    // A kernel older than 6.3.
+                    canDestroy = false
+                    removals[index] = removal(removed[index])
                 case (.removal(let index, isDeletion: false), EEXIST), (.removal(let index, isDeletion: false), EBUSY),
                     (.removal(let index, isDeletion: false), ENFILE):
                     removals[index] = .delete
@@ -136,6 +170,23 @@ public final class NetfilterTable {
         }
     }
 
+    /// How the removal of an element begins. Where the kernel cannot destroy what may be missing, the element is first
+    /// added (nothing happens when it is there) and then deleted. When adding fails, since another value is there or the
+    /// set is full, deleting alone is tried; when that fails, it is not there.
+    private func removal(_ form: ElementForm) -> Removal {
+        // What a mark is learnt for has a value that nobody here knows.
+        canDestroy ? .destroy : form.set.purpose.isOfMarks ? .delete : .addAndDelete
+    }
+
+    /// Lets the kernel forget all that it carries by itself: user space will say it anew.
+    private func flushCarried(in batch: inout NftBatch) {
+        for name in SetName.ofMarks {
+            // Without an element it stands for all (nf_tables_delsetelem).
+            let set = NftSet(table: ruleset.tableName, name: name.description)
+            unsafe batch.append(NFT_MSG_DELSETELEM) { unsafe set.writeElements(to: $0) }
+        }
+    }
+
     /// Deletes the table with all elements, in one transaction; packets in its queues are dropped. Succeeds when there
     /// is none.
     public func remove() throws(NetlinkError) {
@@ -147,6 +198,7 @@ public final class NetfilterTable {
             throw NetlinkError(operation: .deleteTable, errno: failure.errno)
         }
         queueStatement = nil
+        entrances = nil
     }
 
     /// Whether there is a table of this name, ours or not.
@@ -181,13 +233,15 @@ public final class NetfilterTable {
             }
             var encoder = NftRulesetEncoder(
                 ruleset, queueStatement: statement, expecting: Self.crowded(by: additions))
-            encoder.write(to: &batch)
+            let entrances = Entrances(additions.lazy.map(\.element))
+            encoder.write(to: &batch, open: entrances.open)
             let firstElement = Int(batch.messageCount)
             try write(additions, perMessage: grouped ? 100 : 1, to: &batch)
             let queueRule = encoder.queueRuleSequence.map { Int($0 &- batch.firstSequence) }
             let failures = try wrap { () throws(NetlinkError) in try transact(&batch, for: .createTable) }
             guard let failure = failures.first else {
                 queueStatement = statement
+                self.entrances = entrances
                 return true
             }
             // The first message is the deletion or the creation of the table.
@@ -308,6 +362,44 @@ public final class NetfilterTable {
     }
 }
 
+extension nf_tables_msg_types {
+    /// NFT_MSG_DESTROYSETELEM (kernel 6.3, include/uapi/linux/netfilter/nf_tables.h), which older headers do not have.
+    fileprivate static let destroySetElement = nf_tables_msg_types(30)
+}
+
+extension TableChange {
+    /// What the kernel has learnt of those four-tuples about whose diversion something changes. It is judged anew.
+    fileprivate func forgotten() throws(TableError) -> [ElementForm] {
+        var forms: [ElementForm] = []
+        for element in remove + add.map(\.element) {
+            let (purpose, tuple): (SetName.Purpose, FourTuple)
+            switch element {
+            case .divert(let flow), .divertConnection(let flow): (purpose, tuple) = (.carried, flow)
+            case .reply(let flow): (purpose, tuple) = (.carriedReplies, flow)
+            default: continue
+            }
+            guard SetName.ofMarks.contains(SetName(purpose, tuple.source.address.family)) else { continue }
+            do throws(MixedFamilies) {
+                forms.append(try ElementForm(tuple, in: purpose, for: element))
+            } catch {
+                throw .mixedFamilies(error)
+            }
+        }
+        return forms
+    }
+
+    /// Whether a home, a host or a translation is no longer one: SYNs of its connections may pass unseen from now on, or a
+    /// number come to mean something else.
+    fileprivate var endsTranslations: Bool {
+        remove.contains {
+            switch $0 {
+            case .icmpHome, .answering, .endpointAddress, .endpointPort, .clientPort: true
+            default: false
+            }
+        }
+    }
+}
+
 /// A message of a transaction that the kernel refused.
 private struct TransactionFailure {
     /// Which message; 0 is the beginning of the transaction.
@@ -317,6 +409,7 @@ private struct TransactionFailure {
 
 /// How an element is being removed.
 private enum Removal {
+    case destroy
     case addAndDelete
     case delete
     case nothing
@@ -331,7 +424,7 @@ private enum Origin {
     func element(in change: TableChange) -> TableElement? {
         switch self {
         case .frame: nil
-        case .removal(let index, _): change.remove[index]
+        case .removal(let index, _): change.remove.indices.contains(index) ? change.remove[index] : nil
         case .addition(let index): change.add[index].element
         }
     }

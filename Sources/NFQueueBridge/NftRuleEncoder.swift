@@ -35,6 +35,11 @@ struct NftRuleEncoder {
             compare(octets(bits), to: rule)
         case .isTCP:
             require(protocol: UInt8(IPPROTO_TCP), to: rule)
+        case .hasSYN:
+            require(protocol: UInt8(IPPROTO_TCP), to: rule)
+            load(base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: 13, length: 1, into: Self.firstRegister, to: rule)
+            keep([TCPFlags.syn.rawValue], to: rule)
+            compare([0], NFT_CMP_NEQ, to: rule)
         case .isSYN:
             require(protocol: UInt8(IPPROTO_TCP), to: rule)
             // Octet 13 of the TCP header (RFC 9293 section 3.1).
@@ -56,6 +61,13 @@ struct NftRuleEncoder {
             expression.set(NFTNL_EXPR_DYNSET_OP, UInt32(NFT_DYNSET_OP_UPDATE.rawValue))
             expression.set(NFTNL_EXPR_DYNSET_SET_NAME, set.description)
             rule.append(expression)
+        case .remember(let map, let key):
+            keepMark(of: key, in: map, NFT_DYNSET_OP_UPDATE, MarkLayout.remembered, to: rule)
+        case .forget(let map, let key): keepMark(of: key, in: map, NFT_DYNSET_OP_DELETE, nil, to: rule)
+        case .recall(let key, let map):
+            load(key, to: rule)
+            lookUp(map.description, into: Self.firstRegister, to: rule)
+            setMark(to: rule)
         case .translateDestination(let key, let map):
             load(key, to: rule)
             lookUp(map.description, into: Self.firstRegister, to: rule)
@@ -71,10 +83,7 @@ struct NftRuleEncoder {
             value.set(NFTNL_EXPR_IMM_DREG, Self.firstRegister)
             value.set(NFTNL_EXPR_IMM_DATA, octets(mark))
             rule.append(value)
-            let expression = NftExpression("meta")
-            expression.set(NFTNL_EXPR_META_KEY, UInt32(NFT_META_MARK.rawValue))
-            expression.set(NFTNL_EXPR_META_SREG, Self.firstRegister)
-            rule.append(expression)
+            setMark(to: rule)
         case .notrack: rule.append(NftExpression("notrack"))
         case .goTo(let chain): decide(UInt32(bitPattern: Int32(NFT_GOTO.rawValue)), chain: chain, to: rule)
         case .accept: decide(UInt32(NF_ACCEPT), to: rule)
@@ -98,6 +107,30 @@ struct NftRuleEncoder {
             load(base: place.base, offset: place.offset, length: place.length, into: register, to: rule)
             register += (place.length + 3) / 4
         }
+    }
+
+    /// A rule's own operation on a map, with the packet's mark as the value, of which `mask` is kept.
+    private mutating func keepMark(
+        of key: PacketKey, in map: SetName, _ operation: nft_dynset_ops, _ mask: UInt32?, to rule: borrowing NftRule
+    ) {
+        load(key, to: rule)
+        let register = Self.firstRegister + key.fields.reduce(0) { $0 + (HeaderPlace($1, key.family).length + 3) / 4 }
+        load(meta: NFT_META_MARK, into: register, to: rule)
+        if let mask { keep(octets(mask), in: register, to: rule) }
+        let expression = NftExpression("dynset")
+        expression.set(NFTNL_EXPR_DYNSET_SREG_KEY, Self.firstRegister)
+        expression.set(NFTNL_EXPR_DYNSET_SREG_DATA, register)
+        expression.set(NFTNL_EXPR_DYNSET_OP, UInt32(operation.rawValue))
+        expression.set(NFTNL_EXPR_DYNSET_SET_NAME, map.description)
+        rule.append(expression)
+    }
+
+    /// Gives the packet the mark that is in the first register.
+    private func setMark(to rule: borrowing NftRule) {
+        let expression = NftExpression("meta")
+        expression.set(NFTNL_EXPR_META_KEY, UInt32(NFT_META_MARK.rawValue))
+        expression.set(NFTNL_EXPR_META_SREG, Self.firstRegister)
+        rule.append(expression)
     }
 
     /// Writes what the map has for the packet's translation over the field, and corrects the checksums: the header's own,
@@ -157,10 +190,12 @@ struct NftRuleEncoder {
         compare([number], to: rule)
     }
 
-    private func load(meta key: nft_meta_keys, to rule: borrowing NftRule) {
+    private func load(
+        meta key: nft_meta_keys, into register: UInt32 = firstRegister, to rule: borrowing NftRule
+    ) {
         let expression = NftExpression("meta")
         expression.set(NFTNL_EXPR_META_KEY, UInt32(key.rawValue))
-        expression.set(NFTNL_EXPR_META_DREG, Self.firstRegister)
+        expression.set(NFTNL_EXPR_META_DREG, register)
         rule.append(expression)
     }
 
@@ -175,19 +210,21 @@ struct NftRuleEncoder {
         rule.append(expression)
     }
 
-    private func compare(_ octets: [UInt8], to rule: borrowing NftRule) {
+    private func compare(
+        _ octets: [UInt8], _ operation: nft_cmp_ops = NFT_CMP_EQ, to rule: borrowing NftRule
+    ) {
         let expression = NftExpression("cmp")
         expression.set(NFTNL_EXPR_CMP_SREG, Self.firstRegister)
-        expression.set(NFTNL_EXPR_CMP_OP, UInt32(NFT_CMP_EQ.rawValue))
+        expression.set(NFTNL_EXPR_CMP_OP, UInt32(operation.rawValue))
         expression.set(NFTNL_EXPR_CMP_DATA, octets)
         rule.append(expression)
     }
 
-    /// Keeps these bits of what is in the first register.
-    private func keep(_ mask: [UInt8], to rule: borrowing NftRule) {
+    /// Keeps these bits of what is in a register.
+    private func keep(_ mask: [UInt8], in register: UInt32 = firstRegister, to rule: borrowing NftRule) {
         let expression = NftExpression("bitwise")
-        expression.set(NFTNL_EXPR_BITWISE_SREG, Self.firstRegister)
-        expression.set(NFTNL_EXPR_BITWISE_DREG, Self.firstRegister)
+        expression.set(NFTNL_EXPR_BITWISE_SREG, register)
+        expression.set(NFTNL_EXPR_BITWISE_DREG, register)
         expression.set(NFTNL_EXPR_BITWISE_LEN, UInt32(mask.count))
         expression.set(NFTNL_EXPR_BITWISE_MASK, mask)
         expression.set(NFTNL_EXPR_BITWISE_XOR, [UInt8](repeating: 0, count: mask.count))

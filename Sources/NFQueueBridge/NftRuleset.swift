@@ -29,15 +29,28 @@ struct NftRulesetEncoder {
         self.expected = expected
     }
 
-    /// Adds the messages that create the table. They fail with EEXIST when there is one of this name.
-    mutating func write(to batch: inout NftBatch) {
+    /// Adds the messages that create the table with these entrances open. They fail with EEXIST when there is one of this
+    /// name.
+    mutating func write(to batch: inout NftBatch, open: Set<SetName>) {
         let table = NftTable(name: ruleset.tableName)
         table.setComment(ruleset.comment)
         unsafe batch.append(NFT_MSG_NEWTABLE, flags: NLM_F_CREATE | NLM_F_EXCL) { unsafe table.write(to: $0) }
         for set in ruleset.sets { write(set, to: &batch) }
         // All chains before the first rule: rules name chains.
         for chain in ruleset.chains { write(chain, to: &batch) }
+        let entrances = Ruleset.chains(open: open)
         for chain in ruleset.chains {
+            let chain = entrances.first { $0.name == chain.name } ?? chain
+            for rule in chain.rules { write(rule, of: chain.name, in: ruleset.tableName, to: &batch) }
+        }
+    }
+
+    /// Adds messages that empty the chains at the entrances and fill them as they are to be.
+    mutating func writeEntrances(open: Set<SetName>, to batch: inout NftBatch) {
+        for chain in Ruleset.chains(open: open) {
+            // Without a handle it stands for all rules of the chain (nf_tables_delrule).
+            let rules = NftRule(table: ruleset.tableName, chain: chain.name.rawValue)
+            unsafe batch.append(NFT_MSG_DELRULE) { unsafe rules.write(to: $0) }
             for rule in chain.rules { write(rule, of: chain.name, in: ruleset.tableName, to: &batch) }
         }
     }

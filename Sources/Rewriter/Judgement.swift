@@ -47,20 +47,21 @@ public struct Judgement: Hashable, Sendable {
     /// The segment, when a rule stopped it (`drop`) or holds it (`hold`), when it opened the awaited connection, or when it is a SYN of a
     /// client whose destination was translated (any other ruling).
     public var observed: ObservedSegment?
-    /// The kernel is to learn the reply's four-tuple from this packet, whose destination was translated. It knows it from
-    /// the SYN and forgets it after days without a reminder, so one packet in so many is enough.
-    public var learnsReply: Bool
+    /// The kernel is to learn from this packet: the reply's four-tuple, when its destination was translated, and with treatment
+    /// `mark` what to write into the next ones. It knows it from the SYN and forgets it without a reminder, so one packet in
+    /// so many is enough.
+    public var learns: Bool
     /// The mark of the translation that the kernel is to make; 0 for any ruling but `acceptMarked`.
     public var mark: UInt32
     public var note: Note
 
     @inlinable
     public init(
-        _ ruling: Ruling, note: Note, observed: ObservedSegment? = nil, learnsReply: Bool = false, mark: UInt32 = 0
+        _ ruling: Ruling, note: Note, observed: ObservedSegment? = nil, learns: Bool = false, mark: UInt32 = 0
     ) {
         self.ruling = ruling
         self.observed = observed
-        self.learnsReply = learnsReply
+        self.learns = learns
         self.mark = mark
         self.note = note
     }
@@ -108,12 +109,12 @@ extension FlowTable {
         case .passage(let passage), .reconnected(let passage):
             guard tcp.flags(in: packet.span).contains(.syn) else {
                 var judgement = pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
-                if judgement.learnsReply { judgement.learnsReply = isReminderDue() }
+                if judgement.learns { judgement.learns = isReminderDue() }
                 return judgement
             }
             let observed = tcp.observed(in: packet.span)
             var judgement = pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
-            if judgement.learnsReply { judgement.observed = observed }
+            if judgement.learns, stage == .prerouting { judgement.observed = observed }
             return judgement
         case .freeze:
             return Judgement(.drop, note: .none, observed: tcp.observed(in: packet.span))
@@ -166,15 +167,17 @@ extension FlowTable {
             return Judgement(.accept, note: .none)
         case .translateDestination(let endpoint, let clientPort) where treatment == .mark:
             var judgement = marked(tcp, packet.span, Translation(endpoint: endpoint, clientPort: clientPort))
-            judgement.learnsReply = judgement.ruling == .acceptMarked
+            judgement.learns = judgement.ruling == .acceptMarked
             return judgement
         case .translateSource(let endpoint, let clientPort) where treatment == .mark:
-            return marked(tcp, packet.span, Translation(endpoint: endpoint, clientPort: clientPort))
+            var judgement = marked(tcp, packet.span, Translation(endpoint: endpoint, clientPort: clientPort))
+            judgement.learns = judgement.ruling == .acceptMarked
+            return judgement
         case .translateDestination(let endpoint, let clientPort):
             guard isWhole else { return Judgement(.drop, note: .truncated) }
             guard tcp.rewriteDestination(to: endpoint, otherPort: clientPort, in: &packet, checksum: checksum)
             else { return Judgement(.drop, note: .otherFamily) }
-            return Judgement(.acceptRewritten, note: .none, learnsReply: true)
+            return Judgement(.acceptRewritten, note: .none, learns: true)
         case .translateSource(let endpoint, let clientPort):
             guard isWhole else { return Judgement(.drop, note: .truncated) }
             guard tcp.rewriteSource(to: endpoint, otherPort: clientPort, in: &packet, checksum: checksum)

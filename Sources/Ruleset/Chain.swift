@@ -106,6 +106,8 @@ public enum Statement: Hashable, Sendable {
     case hasMarkBits(UInt32, mask: UInt32)
     /// The packet is TCP.
     case isTCP
+    /// The packet is a TCP segment with SYN, whatever other flags it has.
+    case hasSYN
     /// The packet is a TCP segment that opens a connection: SYN without ACK, RST or FIN.
     case isSYN
     /// The packet is an ICMP error of this family, which quotes the packet it is about (RFC 792; RFC 4443 section 2.1).
@@ -114,6 +116,13 @@ public enum Statement: Hashable, Sendable {
     case isIn(PacketKey, set: SetName)
     /// Puts the key into a set, or starts its time-out anew.
     case update(set: SetName, PacketKey)
+    /// Puts the packet's translation (`MarkLayout.translation`, with `changesClientPort`) into a map, under the key, unless the key
+    /// has one; then it only starts the time-out anew.
+    case remember(map: SetName, PacketKey)
+    /// Takes the key out of such a map.
+    case forget(map: SetName, PacketKey)
+    /// Gives the packet the fwmark that a map has for the key.
+    case recall(PacketKey, map: SetName)
     /// Destination NAT to the address and port that a map has for the key.
     case translateDestination(PacketKey, map: SetName)
     /// Source NAT to the address and port that a map has for the four-tuple with which the connection's first packet came,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-internal import Wire
+public import Wire
 
 /// A table element in the form the kernel keeps it: set, key octets, value.
 public struct ElementForm: Hashable, Sendable {
@@ -33,6 +33,7 @@ public struct ElementForm: Hashable, Sendable {
         switch element {
         case .involved(let address): parts = Parts(address)
         case .divert(let tuple): parts = Parts(tuple)
+        case .divertConnection(let tuple): parts = Parts(tuple)
         case .guard(let tuple): parts = Parts(tuple)
         case .credit(let client, let home): parts = Parts(client, home)
         case .divertClient(let client, let home): parts = Parts(client, home)
@@ -76,6 +77,7 @@ public struct ElementForm: Hashable, Sendable {
         switch set.purpose {
         case .involved: element = key.address().map { .involved($0) }
         case .divert: element = key.fourTuple().map { .divert($0) }
+        case .divertConnection: element = key.fourTuple().map { .divertConnection($0) }
         case .guard: element = key.fourTuple().map { .guard($0) }
         case .credit:
             guard let client = key.address(), let home = key.endpoint() else { return nil }
@@ -112,8 +114,19 @@ public struct ElementForm: Hashable, Sendable {
         case .clientPort:
             guard let number = key.mark(), let port = portOfValue else { return nil }
             element = .clientPort(number: number, port, set.family)
+        case .carried, .carriedReplies: return nil
         }
         return key.isAtEnd ? element : nil
+    }
+
+    /// The key of a four-tuple in a set of the kernel's own (`NamedSet.isOfMarks`).
+    ///
+    /// - Throws: `MixedFamilies` when its addresses are of both families; then `element` is to blame.
+    public init(_ tuple: FourTuple, in purpose: SetName.Purpose, for element: TableElement) throws(MixedFamilies) {
+        let parts = Parts(tuple)
+        set = SetName(purpose, parts.family)
+        key = try parts.octets(of: parts.family, in: element)
+        value = .none
     }
 
     private var endpointOfValue: Endpoint? {
@@ -137,6 +150,7 @@ extension TableElement {
         switch self {
         case .involved(let address): SetName(.involved, address.family)
         case .divert(let tuple): SetName(.divert, tuple.source.address.family)
+        case .divertConnection(let tuple): SetName(.divertConnection, tuple.source.address.family)
         case .guard(let tuple): SetName(.guard, tuple.source.address.family)
         case .credit(let client, _): SetName(.credit, client.family)
         case .divertClient(let client, _): SetName(.divertClient, client.family)

@@ -50,12 +50,17 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
         /// Set: destination addresses of packets that one of the five following sets, or `icmpHome`, may have. What goes
         /// elsewhere is not looked at any further.
         case involved
-        /// Set: four-tuples that go to a queue. Transit of an old connection, and connections that user space carries.
+        /// Set: four-tuples that go to a queue before anything else is asked: transit of an old connection.
         case divert
+        /// Map: four-tuple client → home, to the mark (`MarkLayout`) of what the kernel writes: connections of datapath `queue` as
+        /// user space has judged their SYN. Only where the ruleset carries them (`RulesetOptions.carries`).
+        case carried
         /// Set: four-tuples of from-hosts that may speak again: chain `guard`.
         case `guard`
         /// Set: client, home. Clients some of whose connections have moved: their SYNs wait for a decision.
         case credit
+        /// Set: four-tuples of connections that user space carries, or tells the kernel to.
+        case divertConnection = "divert_connection"
         /// Set: client, home. Clients all of whose connections user space carries.
         case divertClient = "divert_client"
         /// Set: home. Homes all of whose clients' connections user space carries.
@@ -72,6 +77,8 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
         case guarded
         /// Set: four-tuples host → client of connections that user space rewrites; learnt from packets.
         case replies
+        /// Map: four-tuple host → client, to a mark, as `carried`: the replies.
+        case carriedReplies = "carried_replies"
         /// Set: addresses of hosts whose replies user space rewrites: what comes from elsewhere is not looked up in `replies`.
         case answering
         /// Set: homes of connections that user space rewrites; ICMP errors for them quote a rewritten packet.
@@ -90,6 +97,10 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
     public let purpose: Purpose
     public let family: AddressFamily
 
+    /// Those that only the kernel fills, from marks. Of IPv4: a key of IPv6 leaves nft (1.0.6) no register for the value when it
+    /// reads the rule, so that nobody could load a saved ruleset again.
+    public static let ofMarks = [SetName(.carried, .ipv4), SetName(.carriedReplies, .ipv4)]
+
     public init(_ purpose: Purpose, _ family: AddressFamily) {
         self.purpose = purpose
         self.family = family
@@ -105,6 +116,11 @@ public struct SetName: Hashable, Sendable, CustomStringConvertible {
 
     /// The name in the kernel, for instance `divert4`.
     public var description: String { "\(purpose.rawValue)\(family.rawValue)" }
+}
+
+extension SetName.Purpose {
+    /// See `NamedSet.isOfMarks`.
+    public var isOfMarks: Bool { self == .carried || self == .carriedReplies }
 }
 
 /// The definition of a set or map.
@@ -125,6 +141,8 @@ public struct NamedSet: Hashable, Sendable {
     public let isDynamic: Bool
     /// The time-out, in seconds, of elements that come without one; nil: for ever.
     public let timeout: UInt32?
+    /// Whether the kernel alone keeps it, from marks: it has no `TableElement`s, and the daemon only lets it forget.
+    public var isOfMarks: Bool { name.purpose.isOfMarks }
     /// The most elements; nil: as many as fit into memory.
     public let size: UInt32?
 
@@ -134,7 +152,8 @@ public struct NamedSet: Hashable, Sendable {
         let fourTuple = [address, .service, address, .service]
         self.name = name
         switch name.purpose {
-        case .divert, .guard, .connection, .source, .guarded, .replies: key = fourTuple
+        case .divert, .divertConnection, .guard, .connection, .source, .guarded, .replies, .carried, .carriedReplies:
+            key = fourTuple
         case .credit, .divertClient, .client: key = [address, address, .service]
         case .divertService, .service: key = [address, .service]
         case .involved, .answering, .icmpHome, .icmpPeer: key = [address]
@@ -144,16 +163,20 @@ public struct NamedSet: Hashable, Sendable {
         case .connection, .client, .service, .source: value = .data([address, .service])
         case .endpointAddress: value = .data([address])
         case .endpointPort, .clientPort: value = .data([.service])
-        case .involved, .divert, .guard, .credit, .divertClient, .divertService, .guarded, .replies, .answering,
-            .icmpHome,
-            .icmpPeer:
+        case .carried, .carriedReplies: value = .data([.mark])
+        case .involved, .divert, .divertConnection, .guard, .credit, .divertClient, .divertService, .guarded, .replies,
+            .answering, .icmpHome, .icmpPeer:
             value = .none
         }
-        isDynamic = name.purpose == .replies || name.purpose == .icmpPeer
-        // As long as conntrack remembers an idle established connection (nf_conntrack_tcp_timeout_established); the
-        // kernel wants a bound for a set that packets fill.
-        timeout = isDynamic ? 5 * 86_400 : nil
-        size = name.purpose == .replies ? 262_144 : isDynamic ? 65_536 : nil
+        isDynamic = name.purpose == .replies || name.purpose == .icmpPeer || name.purpose.isOfMarks
+        // Replies: as long as conntrack remembers an idle established connection (nf_conntrack_tcp_timeout_established). What
+        // is carried can be asked for again at any time. The kernel wants a bound for a set that packets fill.
+        switch name.purpose {
+        case .replies: (timeout, size) = (5 * 86_400, 262_144)
+        case .icmpPeer: (timeout, size) = (5 * 86_400, 65_536)
+        case .carried, .carriedReplies: (timeout, size) = (300, 262_144)
+        default: (timeout, size) = (nil, nil)
+        }
     }
 
     /// Octets of a key in the kernel.

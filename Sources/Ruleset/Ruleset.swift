@@ -5,26 +5,30 @@ internal import Wire
 /// The whole of our nftables table as one value. It is printed as nft text (`text()`) and encoded as netlink messages
 /// from this value, so that the two cannot differ.
 ///
-/// Base chains and rules are made once; from then on only elements of sets and maps change. So the cost per packet
-/// and per change does not grow with the number of sessions, and no change unregisters a hook, which would drop the
-/// packets that wait in every queue of the network namespace (nf_unregister_net_hook → nf_queue_nf_hook_drop).
+/// Chains and rules are made once; from then on only elements of sets and maps change, and with the first and last element
+/// of some the rules that look for one (`Entrances`). So the cost per packet and per change does not grow with the number
+/// of sessions, and no change unregisters a hook.
 public struct Ruleset: Hashable, Sendable {
     /// Number of this layout of the table. It changes when elements of an older table would mean something else.
-    public static let schemaVersion = 2
+    public static let schemaVersion = 3
 
     /// The table's name in family `inet`.
     public let tableName: String
     /// Sets and maps, in the order of definition.
     public let sets: [NamedSet]
-    /// Chains, in the order of definition; regular chains come before the base chains that lead to them.
+    /// Whether the kernel carries connections by itself: see `RulesetOptions.carries`.
+    public let carries: Bool
+    /// Chains, in the order of definition; regular chains come before the base chains that lead to them. All entrances are
+    /// open in them.
     public let chains: [Chain]
 
     /// The table for these options.
     public init(_ options: RulesetOptions) {
         tableName = options.tableName
+        carries = options.carries
         sets = SetName.Purpose.allCases.flatMap { purpose in
-            AddressFamily.allCases.map { NamedSet(SetName(purpose, $0)) }
-        }
+            AddressFamily.allCases.map { SetName(purpose, $0) }
+        }.filter { !$0.purpose.isOfMarks || options.carries && SetName.ofMarks.contains($0) }.map { NamedSet($0) }
         chains = Self.chains(options)
     }
 
@@ -45,16 +49,11 @@ public struct Ruleset: Hashable, Sendable {
                 Chain(.enqueue, rules: [[.queue(first: options.firstQueue, count: options.queueCount)]]),
                 Chain(.guarding, rules: [[.isTCP, .rejectWithTCPReset]]),
             ]
-            + families.map(learn) + families.map(translateDestination) + families.map { translateSource($0, options) }
+            + families.map(learn) + families.map { translateDestination($0, options) }
+            + families.map { translateSource($0, options) }
             + families.map { involved($0, options) } + families.map { answering($0, options) }
         return regular + [
-            // Before conntrack (-200): what is stopped here can neither find nor make an entry. A packet that user space has
-            // marked comes back to the beginning of the chain that queued it (NF_REPEAT).
-            Chain(
-                .preroutingRaw, hook: BaseHook(.filter, .prerouting, priority: -300),
-                rules: families.map {
-                    [.isIn(look($0, .daddr), set: SetName(.involved, $0)), .goTo(.involved($0))]
-                }),
+            preroutingRaw(families),
             // Before dstnat (-100): the first chain that translates a new connection decides.
             Chain(
                 .preroutingNAT, hook: BaseHook(.nat, .prerouting, priority: -105),
@@ -68,13 +67,8 @@ public struct Ruleset: Hashable, Sendable {
                 .output, hook: BaseHook(.filter, .output, priority: -300),
                 rules: [[.hasMark(options.mark), .notrack, .accept]]
                     + families.map { [.isIn(asSent($0), set: SetName(.guarded, $0)), .notrack] }),
-            // After conntrack, which so sees replies as the host sends them, and before source NAT (100).
-            Chain(
-                .postrouting, hook: BaseHook(.filter, .postrouting, priority: -150),
-                rules: families.map {
-                    [.isIn(look($0, .saddr), set: SetName(.answering, $0)), .goTo(.answering($0))]
-                } + [[.isTCP, .accept]] + families.map(errorsToPeer)),
-            // Before everybody else's source NAT (100), for the same reason as above.
+            postrouting(families),
+            // Before everybody else's source NAT (100): the first that translates a connection decides here too.
             Chain(
                 .postroutingNAT, hook: BaseHook(.nat, .postrouting, priority: 95),
                 rules: families.map { [.translateSource($0, map: SetName(.source, $0))] }),
@@ -92,9 +86,9 @@ public struct Ruleset: Hashable, Sendable {
             ])
     }
 
-    /// Back from user space, on the way to a host. The first rule is for nearly all packets; those that user space has
-    /// rewritten have number 0. What the maps do not have must not go on to where it was sent.
-    private static func translateDestination(_ family: AddressFamily) -> Chain {
+    /// Back from user space, on the way to a host, or carried there by the kernel alone. The first rule is for nearly all packets;
+    /// those that user space has rewritten have number 0. What the maps do not have must not go on to where it was sent.
+    private static func translateDestination(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
         let fields: [Statement] = [
             .setField(family, .daddr, map: SetName(.endpointAddress, family)),
             .setField(family, .dport, map: SetName(.endpointPort, family)),
@@ -106,18 +100,19 @@ public struct Ruleset: Hashable, Sendable {
                     .setMark(0), .accept,
                 ],
                 [.hasMarkBits(0, mask: MarkLayout.translation), .goTo(.learn(family))],
+            ] + remember(.carried, family, options) + [
                 [changesClientPort, .setField(family, .sport, map: SetName(.clientPort, family))],
-                [.hasMarkBits(MarkLayout.learns, mask: MarkLayout.learns)] + fields + [.goTo(.learn(family))],
+                [learns] + fields + [.goTo(.learn(family))],
                 fields + [.setMark(0), .accept],
                 [.drop],
             ])
     }
 
-    /// Back from user space, on the way to a client; or a segment of our own.
+    /// Back from user space, on the way to a client, or carried there by the kernel alone; or a segment of our own.
     private static func translateSource(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
         Chain(
             .translateSource(family),
-            rules: [
+            rules: remember(.carriedReplies, family, options) + [
                 [changesClientPort, .setField(family, .dport, map: SetName(.clientPort, family))],
                 [
                     .setField(family, .saddr, map: SetName(.endpointAddress, family)),
@@ -128,40 +123,83 @@ public struct Ruleset: Hashable, Sendable {
             ])
     }
 
-    /// To an address that some element is about. All sets but `guard` lead to a queue, so their order is that of what they
-    /// cost and of how much comes.
+    /// To an address that some element is about. What is in transit comes first; of the other sets all but `guard` lead to a
+    /// queue, so their order is that of what they cost and of how much comes.
     private static func involved(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
         Chain(
             .involved(family),
-            rules: [
-                [isDecided(options), .goTo(.translateDestination(family))],
-                [.isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)), .goTo(.enqueue)],
-                [.isIn(asSent(family), set: SetName(.divert, family)), .goTo(.enqueue)],
-                [.isIn(look(family, .daddr, .dport), set: SetName(.divertService, family)), .goTo(.enqueue)],
-                [.isIn(asSent(family), set: SetName(.guard, family)), .goTo(.guarding)],
-                [.isSYN, .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.credit, family)), .goTo(.enqueue)],
-                [.isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpHome, family)), .goTo(.enqueue)],
-            ])
+            rules: [[isDecided(options), .goTo(.translateDestination(family))]]
+                + forget(.carried, family, options) + [
+                    [.isIn(asSent(family), set: SetName(.divert, family)), .goTo(.enqueue)]
+                ] + recall(.carried, family, options, .translateDestination(family)) + [
+                    [
+                        .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.divertClient, family)),
+                        .goTo(.enqueue),
+                    ],
+                    [.isIn(asSent(family), set: SetName(.divertConnection, family)), .goTo(.enqueue)],
+                    [.isIn(look(family, .daddr, .dport), set: SetName(.divertService, family)), .goTo(.enqueue)],
+                    [.isIn(asSent(family), set: SetName(.guard, family)), .goTo(.guarding)],
+                    [
+                        .isSYN, .isIn(look(family, .saddr, .daddr, .dport), set: SetName(.credit, family)),
+                        .goTo(.enqueue),
+                    ],
+                    [
+                        .isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpHome, family)),
+                        .goTo(.enqueue),
+                    ],
+                ])
     }
 
     /// From a host whose replies user space rewrites.
     private static func answering(_ family: AddressFamily, _ options: RulesetOptions) -> Chain {
         Chain(
             .answering(family),
-            rules: [
-                [isDecided(options), .goTo(.translateSource(family))],
-                [.isIn(asSent(family), set: SetName(.replies, family)), .goTo(.enqueue)],
-                errorsToPeer(family),
-            ])
+            rules: [[isDecided(options), .goTo(.translateSource(family))]]
+                + forget(.carriedReplies, family, options)
+                + recall(.carriedReplies, family, options, .translateSource(family)) + [
+                    [.isIn(asSent(family), set: SetName(.replies, family)), .goTo(.enqueue)],
+                    errorsToPeer(family),
+                ])
     }
 
-    private static func errorsToPeer(_ family: AddressFamily) -> [Statement] {
+    // What the kernel carries by itself. A SYN, in either direction, is always user space's, and the kernel has nothing left
+    // of the connection that had this four-tuple before when it learns from it.
+
+    private static func carries(_ purpose: SetName.Purpose, _ family: AddressFamily, _ options: RulesetOptions) -> Bool
+    {
+        options.carries && SetName.ofMarks.contains(SetName(purpose, family))
+    }
+
+    private static func forget(
+        _ purpose: SetName.Purpose, _ family: AddressFamily, _ options: RulesetOptions
+    ) -> [[Statement]] {
+        guard carries(purpose, family, options) else { return [] }
+        return [[.hasSYN, .forget(map: SetName(purpose, family), asSent(family))]]
+    }
+
+    private static func recall(
+        _ purpose: SetName.Purpose, _ family: AddressFamily, _ options: RulesetOptions, _ chain: ChainName
+    ) -> [[Statement]] {
+        guard carries(purpose, family, options) else { return [] }
+        return [[.recall(asSent(family), map: SetName(purpose, family)), .goTo(chain)]]
+    }
+
+    private static func remember(
+        _ purpose: SetName.Purpose, _ family: AddressFamily, _ options: RulesetOptions
+    ) -> [[Statement]] {
+        guard carries(purpose, family, options) else { return [] }
+        return [[learns, .remember(map: SetName(purpose, family), asSent(family))]]
+    }
+
+    static func errorsToPeer(_ family: AddressFamily) -> [Statement] {
         [.isICMPError(family), .isIn(look(family, .daddr), set: SetName(.icmpPeer, family)), .goTo(.enqueue)]
     }
 
     private static func isDecided(_ options: RulesetOptions) -> Statement {
         .hasMarkBits(options.mark, mask: MarkLayout.tag)
     }
+
+    private static var learns: Statement { .hasMarkBits(MarkLayout.learns, mask: MarkLayout.learns) }
 
     private static var changesClientPort: Statement {
         .hasMarkBits(MarkLayout.changesClientPort, mask: MarkLayout.changesClientPort)

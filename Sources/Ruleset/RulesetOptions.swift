@@ -10,12 +10,16 @@ public struct RulesetOptions: Hashable, Sendable {
     public let firstQueue: UInt16
     /// How many queues, numbered from `firstQueue`, share the packets by address hash.
     public let queueCount: UInt16
+    /// Whether the kernel carries on by itself what user space has judged once. It needs treatment `mark`.
+    public let carries: Bool
 
     /// Mark and queue numbers come from a configuration that has been checked.
     ///
     /// - Precondition: `mark` is not 0 (every unmarked packet has mark 0) and has no bit outside `MarkLayout.tag`,
     ///   `queueCount` is at least 1, the last queue number is at most 65535, and `tableName` is a name that nft takes.
-    public init(mark: UInt32, firstQueue: UInt16, queueCount: UInt16, tableName: String = "nfqmigd") {
+    public init(
+        mark: UInt32, firstQueue: UInt16, queueCount: UInt16, carries: Bool = true, tableName: String = "nfqmigd"
+    ) {
         precondition(mark != 0, "mark 0 is the mark of every packet")
         precondition(mark & ~MarkLayout.tag == 0, "the low bits of the mark are the translation's")
         precondition(queueCount >= 1 && Int(firstQueue) + Int(queueCount) <= 65_536, "queue numbers end at 65535")
@@ -24,6 +28,7 @@ public struct RulesetOptions: Hashable, Sendable {
         self.mark = mark
         self.firstQueue = firstQueue
         self.queueCount = queueCount
+        self.carries = carries
     }
 
     /// Whether nft reads `text` as one name: its scanner's `string`, a letter and then letters, digits, `/ \ _ .` or

@@ -28,7 +28,7 @@ extension NamedSet {
         var lines = ["\ttype \(type)"]
         if let size { lines.append("\tsize \(size)") }
         lines.append(isDynamic ? "\tflags dynamic,timeout" : "\tflags timeout")
-        if let timeout { lines.append("\ttimeout \(timeout / 86_400)d") }
+        if let timeout { lines.append("\ttimeout " + (timeout < 3600 ? "\(timeout / 60)m" : "\(timeout / 86_400)d")) }
         return "\t\(word) \(name) {\n" + lines.map { "\t\($0)\n" }.joined() + "\t}\n"
     }
 }
@@ -82,12 +82,17 @@ extension Statement {
                 ? "meta mark \(hexadecimal(bits))/\(mask.nonzeroBitCount)"
                 : "meta mark & \(hexadecimal(mask)) == \(hexadecimal(bits))"
         case .isTCP: "meta l4proto tcp"
+        case .hasSYN: "tcp flags syn"
         case .isSYN: "tcp flags syn / fin,syn,rst,ack"
         case .isICMPError(let family):
             (family == .ipv4 ? "icmp" : "icmpv6") + " type { "
                 + Self.icmpErrorTypes(family).map(\.keyword).joined(separator: ", ") + " }"
         case .isIn(let key, let set): "\(key.text()) @\(set)"
         case .update(let set, let key): "update @\(set) { \(key.text()) }"
+        case .remember(let map, let key):
+            "update @\(map) { \(key.text()) : meta mark & \(hexadecimal(MarkLayout.remembered)) }"
+        case .forget(let map, let key): "delete @\(map) { \(key.text()) : meta mark }"
+        case .recall(let key, let map): "meta mark set \(key.text()) map @\(map)"
         case .translateDestination(let key, let map):
             "dnat \(key.family == .ipv4 ? "ip" : "ip6") to \(key.text()) map @\(map)"
         case .translateSource(let family, let map):

@@ -7,8 +7,10 @@ public enum TableElement: Hashable, Sendable {
     /// Packets to this address are looked up in `divert`, `guard`, `credit`, `divertClient`, `divertService` and `icmpHome`; those
     /// elements work only beside this one.
     case involved(IPAddress)
-    /// Segments with this four-tuple, as they arrive at the gateway, go to a queue.
+    /// Segments with this four-tuple, as they arrive at the gateway, go to a queue, whatever else is known of it.
     case divert(FourTuple)
+    /// Segments with this four-tuple, as they arrive at the gateway, go to a queue, unless the kernel carries them.
+    case divertConnection(FourTuple)
     /// Segments with this four-tuple, as they arrive at the gateway, are dropped and answered with a RST by the kernel.
     case `guard`(FourTuple)
     /// SYNs of this client address to this home go to a queue: one of its sessions may have lost its connection.
@@ -95,6 +97,7 @@ extension TableElement: CustomStringConvertible {
         switch self {
         case .involved(let address): "involved { \(address) }"
         case .divert(let tuple): "divert { \(tuple) }"
+        case .divertConnection(let tuple): "divert_connection { \(tuple) }"
         case .guard(let tuple): "guard { \(tuple) }"
         case .credit(let client, let home): "credit { \(client)→\(home) }"
         case .divertClient(let client, let home): "divert_client { \(client)→\(home) }"

@@ -383,11 +383,11 @@ import Wire
         var driver = MigrationDriver(Cast.request(to: Cast.b, datapath: .queue))
         driver.tell(.requested)
         let original = Cast.connection.clientSide
-        #expect(driver.machine.session.elements()[.divert(original)] == .some(.none))
+        #expect(driver.machine.session.elements()[.divertConnection(original)] == .some(.none))
         let flow = FlowKey(stage: .prerouting, tuple: original)
         #expect(driver.machine.session.flows()[flow] == .awaitSYN(.translateDestination(Cast.b)))
         driver.tell(.reconnecting(original))
-        #expect(driver.machine.session.elements()[.divert(original)] == .some(.none))
+        #expect(driver.machine.session.elements()[.divertConnection(original)] == .some(.none))
         #expect(driver.machine.session.flows()[flow] == .passage(.translateDestination(Cast.b)))
         let reply = FlowKey(stage: .postrouting, tuple: FourTuple(source: Cast.b, destination: Cast.client))
         #expect(driver.machine.session.flows()[reply] == .passage(.translateSource(Cast.home)))

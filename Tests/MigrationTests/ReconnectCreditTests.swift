@@ -128,8 +128,8 @@ import Wire
             let own = FourTuple(source: Self.client(50_001), destination: Self.host)
             #expect(
                 added == [
-                    .divert(Self.tuple(50_001)): nil, .divert(Self.tuple(40_001)): 60,
-                    .divert(own): nil,
+                    .divertConnection(Self.tuple(50_001)): nil, .divert(Self.tuple(40_001)): 60,
+                    .divertConnection(own): nil,
                 ])
             let flows = next.flows()
             let old = FlowKey(stage: .prerouting, tuple: Self.tuple(40_001))

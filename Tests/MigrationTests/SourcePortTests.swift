@@ -47,11 +47,11 @@ import Wire
             flows[FlowKey(stage: .postrouting, tuple: seen.reversed)]
                 == .passage(.translateSource(Self.home, clientPort: 40_000)))
         #expect(flows[FlowKey(stage: .prerouting, tuple: seen)] == .holdSYN(.pass))
-        #expect(session.elements()[.divert(seen)] == .some(nil))
+        #expect(session.elements()[.divertConnection(seen)] == .some(nil))
         var yielding = session
         yielding.yields = true
         #expect(yielding.flows()[FlowKey(stage: .prerouting, tuple: seen)] == nil)
-        #expect(yielding.elements()[.divert(seen)] == nil)
+        #expect(yielding.elements()[.divertConnection(seen)] == nil)
     }
 
     @Test func `in the kernel datapath a port is an element where it is stated, and the kernel's choice elsewhere`() {
@@ -102,7 +102,7 @@ import Wire
         let none = Session(key: key, id: 2)
         var direct = none
         direct.binding = Binding(host: Self.host, datapath: .queue, sourcePort: 50_000)
-        let element = TableElement.divert(key.original)
+        let element = TableElement.divertConnection(key.original)
         let flow = FlowKey(stage: .prerouting, tuple: key.original)
         for steps in [[(session, yielding), (none, direct)], [(direct, none), (yielding, session)]] {
             let change = SessionChange(steps.map { (from: $0.0, to: $0.1) })

@@ -84,6 +84,18 @@ enum NetfilterTableLab {
         }.joined(separator: "\n")
     }
 
+    /// A listing without the elements of sets that have one.
+    static func withoutElements(_ text: String) -> String {
+        text.split(separator: "\n", omittingEmptySubsequences: false)
+            .filter { !$0.contains("elements = {") }.joined(separator: "\n")
+    }
+
+    /// An element for each set at the entrances.
+    static func everyEntrance() throws -> [TableElement] {
+        let addresses = try ["198.18.2.6:443", "[2001:db8:2::6]:443"].map { try endpoint($0).address }
+        return addresses.map { .involved($0) } + addresses.map { .answering($0) }
+    }
+
     static func endpoint(_ text: String) throws -> Endpoint {
         guard let endpoint = Endpoint(text) else { throw Failure(description: "not an endpoint: \(text)") }
         return endpoint
@@ -98,7 +110,7 @@ enum NetfilterTableLab {
         let tuple = try tuple(client, home)
         let (client, home, host) = (tuple.source, tuple.destination, try endpoint(host))
         return [
-            .involved(home.address), .divert(tuple), .guard(tuple.reversed),
+            .involved(home.address), .divert(tuple), .divertConnection(tuple), .guard(tuple.reversed),
             .divertClient(client: client.address, home: home),
             .divertService(home: home), .service(home: home, host: host),
             .connection(tuple, host: host),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import Foundation
 import NFQueueBridge
 import Ruleset
 import Testing
@@ -158,7 +159,9 @@ struct NetfilterTablePacketTests {
             #expect(try seen() == echoes.union([toHome, toClient]))
             try table.apply(TableChange(adding: [home, .involved(try Lab.endpoint("\(ends.home):1").address)]))
             #expect(try seen() == echoes.union([toClient]))
-            try table.apply(TableChange(remove: [home], add: [.init(element: peer)]))
+            // Whose replies go to a queue does not matter: the error comes from anywhere on the way.
+            let answering = TableElement.answering(try Lab.endpoint("\(ends.host):1").address)
+            try table.apply(TableChange(remove: [home], add: [peer, answering].map { .init(element: $0) }))
             #expect(try seen() == echoes.union([toHome]))
         }
     }
@@ -238,6 +241,84 @@ struct NetfilterTablePacketTests {
             #expect(try seen(83) == [])
             // Somebody else's mark: our table leaves the packet alone, and the test's rule sees the mark.
             #expect(try seen(84) == [])
+        }
+    }
+
+    @Test func `the kernel carries what user space has judged until something about it changes`() throws {
+        let ends = Ends.both[0]
+        try withWire { table, wire in
+            // Verdicts, on SYNs alone: first to the one host, then, where the sequence number says so, to the other.
+            try mark(
+                "prerouting", -305, "tcp flags syn tcp sequence 1 meta mark set 0x6e680001",
+                "tcp flags syn tcp sequence 2 meta mark set 0x6e6c0002")
+            try mark("postrouting", -155, "tcp flags syn tcp sport 8443 meta mark set 0x6e680003")
+            let home = try Lab.endpoint("\(ends.home):80")
+            let host = try Lab.endpoint("\(ends.host):8443")
+            let translations: [TableElement] = [
+                .endpointAddress(number: 1, host.address), .endpointPort(number: 1, 8443, .ipv4),
+                .endpointAddress(number: 2, host.address), .endpointPort(number: 2, 8444, .ipv4),
+                .clientPort(number: 2, 1023, .ipv4),
+                .endpointAddress(number: 3, home.address), .endpointPort(number: 3, 80, .ipv4),
+            ]
+            let homes: [TableElement] = [
+                .involved(home.address), .icmpHome(home.address), .answering(host.address),
+            ]
+            try table.apply(TableChange(adding: translations + homes))
+            let tuple = try Lab.tuple("\(ends.client):5000", "\(ends.home):80")
+            func seen(_ flags: String, _ sequence: Int = 7) throws -> [String] {
+                try wire.send("client \(ends.client):5000>\(ends.home):80 \(flags) \(sequence) 1").filter {
+                    $0.hasPrefix("host ")
+                }
+            }
+            func toHost(_ segment: String, from port: Int = 5000, to hostPort: Int = 8443) -> [String] {
+                ["host \(ends.client):\(port)>\(ends.host):\(hostPort) \(segment) 1"]
+            }
+            let untouched = ["host \(ends.client):5000>\(ends.home):80 A 7 1"]
+            #expect(try seen("A") == untouched)
+            #expect(try seen("S", 1) == toHost("S 1"))
+            #expect(try seen("A") == toHost("A 7"))
+            // A SYN comes without a mark first, and nothing is left of what was; this one user space lets pass as it is.
+            #expect(try seen("S", 3) == ["host \(ends.client):5000>\(ends.home):80 S 3 1"])
+            #expect(try seen("A") == untouched)
+            #expect(try seen("S", 2) == toHost("S 2", from: 1023, to: 8444))
+            #expect(try seen("A") == toHost("A 7", from: 1023, to: 8444))
+            #expect(try seen("S", 3) != [])
+            // Replies, from the one with SYN on.
+            func back(_ flags: String) throws -> [String] {
+                try wire.send("host \(ends.host):8443>\(ends.client):5000 \(flags) 9 1").filter {
+                    $0.hasPrefix("client ")
+                }
+            }
+            // Nobody listens to the queue.
+            #expect(try back("A") == [])
+            #expect(try back("SA") == ["client \(ends.home):80>\(ends.client):5000 SA 9 1"])
+            #expect(try back("A") == ["client \(ends.home):80>\(ends.client):5000 A 9 1"])
+            // Transit comes first, and afterwards nothing is left, whether the daemon ends it or its time.
+            for lifetime: UInt32? in [nil, 1] {
+                #expect(try seen("S", 1) == toHost("S 1"))
+                try table.apply(TableChange(adding: [.divert(tuple)], lifetime: lifetime))
+                #expect(try seen("A") == [])
+                if lifetime == nil {
+                    try table.apply(TableChange(remove: [.divert(tuple)]))
+                } else {
+                    Thread.sleep(forTimeInterval: 1)
+                }
+                #expect(try seen("A") == untouched)
+            }
+            // The end of a single connection, of its reply, of any home or host, and of any translation.
+            let reply = try Lab.tuple("\(ends.host):8443", "\(ends.client):5000")
+            try table.apply(TableChange(remove: [.reply(reply)]))
+            #expect(try back("A") == ["client \(ends.host):8443>\(ends.client):5000 A 9 1"])
+            let another = try Lab.endpoint("198.18.2.9:1").address
+            for gone in [
+                .divertConnection(tuple), .icmpHome(another), .answering(another),
+                .endpointAddress(number: 9, another),
+            ] as [TableElement] {
+                #expect(try seen("S", 1) == toHost("S 1"))
+                #expect(try seen("A") == toHost("A 7"))
+                try table.apply(TableChange(remove: [gone]))
+                #expect(try seen("A") == untouched, "\(gone)")
+            }
         }
     }
 

@@ -88,7 +88,7 @@ import Wire
             // A client that opens a connection to a translated destination is reported; nothing else is.
             let isReported = vector["verb"] == "destination" && vector.name.contains("SYN")
             #expect(judgement.observed?.tuple == (isReported ? tuple : nil))
-            #expect(judgement.learnsReply == (vector["verb"] == "destination"))
+            #expect(judgement.learns == (vector["verb"] == "destination"))
             #expect(judgement.note == (isError ? .icmp : .none))
             #expect(try dump(octets) == dump(vector.packet("after")))
         }
@@ -163,7 +163,7 @@ import Wire
         #expect(
             judge(&table, &syn, .prerouting)
                 == Judgement(
-                    .acceptRewritten, note: .none, observed: observed(Self.forth, .syn), learnsReply: true))
+                    .acceptRewritten, note: .none, observed: observed(Self.forth, .syn), learns: true))
         #expect(syn == segment(translated, .syn))
         #expect(table.lookup(key) == .reconnected(.translateDestination(Self.host)))
         // The SYN again is a retransmission, and reported again.
@@ -173,7 +173,7 @@ import Wire
             // Of segments without SYN the kernel learns from the first, and from few others.
             #expect(
                 judge(&table, &next, .prerouting)
-                    == Judgement(.acceptRewritten, note: .none, observed: reported, learnsReply: flags != .rst))
+                    == Judgement(.acceptRewritten, note: .none, observed: reported, learns: flags != .rst))
             #expect(next == segment(translated, flags))
         }
     }
@@ -191,13 +191,13 @@ import Wire
             var packet = segment(number.isMultiple(of: 2) ? Self.forth : other, .ack)
             let judgement = judge(&table, &packet, .prerouting)
             #expect(judgement.ruling == .acceptRewritten)
-            if judgement.learnsReply { reminders[number % 2] += 1 }
+            if judgement.learns { reminders[number % 2] += 1 }
         }
         #expect(reminders == [10, 10])
         // Whatever is due, a SYN teaches.
         for _ in 0..<3 {
             var syn = segment(Self.forth, .syn)
-            #expect(judge(&table, &syn, .prerouting).learnsReply)
+            #expect(judge(&table, &syn, .prerouting).learns)
         }
     }
 
@@ -245,7 +245,7 @@ import Wire
         var table = table([key: .holdSYN(.translateDestination(Self.host)), key.anyPort: .holdSYN(.pass)])
         var fin = segment(Self.forth, [.fin, .ack])
         #expect(
-            judge(&table, &fin, .prerouting) == Judgement(.acceptRewritten, note: .none, learnsReply: true))
+            judge(&table, &fin, .prerouting) == Judgement(.acceptRewritten, note: .none, learns: true))
         #expect(fin == segment(FourTuple(source: Self.client, destination: Self.host), [.fin, .ack]))
         var syn = segment(Self.forth, .syn)
         #expect(judge(&table, &syn, .prerouting).ruling == .hold)
@@ -440,7 +440,7 @@ import Wire
                 &table, &octets, round % 2 == 0 ? .prerouting : .postrouting,
                 [.complete, .pending, .segmented][round % 3], isWhole: round % 5 != 0)
             if judgement.ruling != .acceptRewritten { #expect(octets == before) }
-            if judgement.learnsReply { #expect(judgement.ruling == .acceptRewritten) }
+            if judgement.learns { #expect(judgement.ruling == .acceptRewritten) }
             #expect(octets.count == before.count)
         }
     }

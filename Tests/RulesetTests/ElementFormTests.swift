@@ -11,7 +11,8 @@ struct ElementFormTests {
         let (client, home, host) = (try endpoint(client), try endpoint(home), try endpoint(host))
         let tuple = FourTuple(source: client, destination: home)
         return [
-            .involved(client.address), .answering(host.address), .divert(tuple), .guard(tuple),
+            .involved(client.address), .answering(host.address), .divert(tuple), .divertConnection(tuple),
+            .guard(tuple),
             .credit(client: client.address, home: home),
             .divertClient(client: client.address, home: home),
             .divertService(home: home), .service(home: home, host: host),

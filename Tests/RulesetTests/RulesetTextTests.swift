@@ -37,6 +37,7 @@ struct RulesetTextTests {
             RulesetOptions(mark: 0x20_0000, firstQueue: 0, queueCount: 2),
             RulesetOptions(mark: 0x6e60_0000, firstQueue: 1, queueCount: 2),
             RulesetOptions(mark: 0x6e60_0000, firstQueue: 0, queueCount: 3),
+            RulesetOptions(mark: 0x6e60_0000, firstQueue: 0, queueCount: 2, carries: false),
             RulesetOptions(mark: 0x6e60_0000, firstQueue: 0, queueCount: 2, tableName: "other"),
         ]
         #expect(Set(variants.map { Ruleset($0).comment }).count == variants.count)
@@ -54,7 +55,7 @@ struct RulesetTextTests {
         for statement in ruleset.chains.flatMap(\.rules).joined() {
             switch statement {
             case .isIn(_, let set), .setField(_, _, let set), .update(let set, _), .translateDestination(_, let set),
-                .translateSource(_, let set):
+                .translateSource(_, let set), .remember(let set, _), .forget(let set, _), .recall(_, let set):
                 used.insert(set)
             case .goTo(let chain): #expect(chains.contains(chain))
             default: break
@@ -62,5 +63,9 @@ struct RulesetTextTests {
         }
         #expect(used == sets)
         #expect(chains == Set(ChainName.allCases))
+        // Without carrying there is neither a map for it nor a rule.
+        let other = Ruleset(RulesetOptions(mark: 0x6e60_0000, firstQueue: 0, queueCount: 2, carries: false))
+        #expect(sets.subtracting(other.sets.map(\.name)) == Set(SetName.ofMarks))
+        #expect(!other.text().contains("carried"))
     }
 }
