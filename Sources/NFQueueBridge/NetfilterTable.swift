@@ -222,7 +222,8 @@ public final class NetfilterTable {
     ) throws(TableError) -> Bool {
         var statements = [QueueStatement.native, .xtTarget]
         // A kernel without the first would add all elements in vain.
-        if additions.count >= Self.crowd, try !wrap({ () throws(NetlinkError) in try canQueueNatively() }) {
+        if additions.count >= NftRulesetEncoder.crowd, try !wrap({ () throws(NetlinkError) in try canQueueNatively() })
+        {
             statements.removeFirst()
         }
         for statement in statements {
@@ -231,8 +232,7 @@ public final class NetfilterTable {
                 let old = NftTable(name: ruleset.tableName)
                 unsafe batch.append(NFT_MSG_DELTABLE) { unsafe old.write(to: $0) }
             }
-            var encoder = NftRulesetEncoder(
-                ruleset, queueStatement: statement, expecting: Self.crowded(by: additions))
+            var encoder = NftRulesetEncoder(ruleset, queueStatement: statement, carrying: additions)
             let entrances = Entrances(additions.lazy.map(\.element))
             encoder.write(to: &batch, open: entrances.open)
             let firstElement = Int(batch.messageCount)
@@ -257,16 +257,6 @@ public final class NetfilterTable {
         }
         return false
     }
-
-    /// The sets that get thousands of elements, with how many these are.
-    private static func crowded(by additions: [TableChange.Addition]) -> [SetName: Int] {
-        if additions.count < crowd { return [:] }
-        var counts: [SetName: Int] = [:]
-        for addition in additions { counts[addition.element.set, default: 0] += 1 }
-        return counts.filter { $0.value >= crowd }
-    }
-
-    private static let crowd = 1000
 
     /// Whether the kernel has nf_tables' own queue statement: from a transaction that it refuses in any case.
     private func canQueueNatively() throws(NetlinkError) -> Bool {

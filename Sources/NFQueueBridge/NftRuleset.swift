@@ -16,17 +16,22 @@ public enum QueueStatement: Hashable, Sendable {
 struct NftRulesetEncoder {
     private let ruleset: Ruleset
     private let queueStatement: QueueStatement
+    /// How many elements are many.
+    static let crowd = 1000
     /// How many elements a set is to have from the start, where these are many.
-    private let expected: [SetName: Int]
+    private var expected: [SetName: Int] = [:]
     /// Number of the next anonymous set within the transaction.
     private var nextSetID: UInt32 = 1
     /// Sequence number of the message with the queue statement, once written.
     private(set) var queueRuleSequence: UInt32?
 
-    init(_ ruleset: Ruleset, queueStatement: QueueStatement, expecting expected: [SetName: Int] = [:]) {
+    /// `additions`: what the transaction adds to the table's sets once it has made them.
+    init(_ ruleset: Ruleset, queueStatement: QueueStatement, carrying additions: [TableChange.Addition] = []) {
         self.ruleset = ruleset
         self.queueStatement = queueStatement
-        self.expected = expected
+        if additions.count < Self.crowd { return }
+        for addition in additions { expected[addition.element.set, default: 0] += 1 }
+        expected = expected.filter { $0.value >= Self.crowd }
     }
 
     /// Adds the messages that create the table with these entrances open. They fail with EEXIST when there is one of this
