@@ -126,6 +126,9 @@ def filled(base):
         def start(self):
             self.starts = Starts(self.lab, self.datapath, self.count, self.rounds, **self.settings)
             return self.starts.daemon
+
+        # The other sessions keep what says that somebody has to look at packets.
+        leftovers = Bound.leftovers
     return Filled
 
 
