@@ -37,15 +37,16 @@ def measure(options):
 
 # ------------------------------------------------------------------------------------------------- bindings
 
-def journal(path, count, datapath):
+def journal(path, count, datapath, family):
     """Write a journal with so many sessions of one connection each, all bound to B, as an earlier daemon would have."""
-    home, host = endpoint(address("a"), 9000), endpoint(address("b"), 9000)
+    home, host = endpoint(address("a", family), 9000), endpoint(address("b", family), 9000)
+    clients = "198.19.%d.%d" if family == 4 else "2001:db8:ffff::%x:%x"
 
     def rows():
         for index in range(count):
-            client = "198.19.%d.%d" % (index // 50 // 250, 1 + index // 50 % 250)
+            client = clients % (index // 50 // 250, 1 + index // 50 % 250)
             port = 20000 + index % 50
-            yield "%s:%d→%s" % (client, port, home), json.dumps({
+            yield "%s→%s" % (endpoint(client, port), home), json.dumps({
                 "id": index + 1, "client": client, "clientPort": port, "home": home, "host": host, "datapath": datapath,
                 "transits": []})
     database = sqlite3.connect(path)
@@ -76,30 +77,58 @@ def starting(daemon, patience=120):
     raise LabError("nfqmigd was not ready within %d s:\n%s" % (patience, daemon.tail()))
 
 
+class Starts:
+    """Starts of a daemon with a journal full of sessions, of which the last one goes on. `empty` is seconds; `cold` (the table
+    has to be made), `crashed` (it is there, after a crash) and `warm` (the same, after an orderly end) are seconds and seconds
+    of CPU time; `resident` and `kernel` are octets in all. Medians of the rounds."""
+
+    def __init__(self, lab, datapath, count, rounds=1, family=4, **settings):
+        self.daemon = daemon = Daemon(lab, queues=1, guard_client=2, **settings)
+        state = daemon.settings["state-directory"]
+        os.makedirs(state, exist_ok=True)
+        self.empty = starting(daemon)[0]
+        before = meter.resident(daemon.pid)
+        daemon.stop()
+        journal(os.path.join(state, "journal.sqlite"), count, datapath, family)
+        kinds = {"cold": [], "crashed": [], "warm": []}
+        resident, kernel = [], []
+        for _ in range(rounds):
+            daemon.remove()
+            free = meter.kernel_memory()
+            kinds["cold"].append(starting(daemon))
+            time.sleep(1)
+            kernel.append(meter.kernel_memory() - free)
+            resident.append(meter.resident(daemon.pid) - before)
+            daemon.kill()
+            kinds["crashed"].append(starting(daemon))
+            daemon.stop()
+            kinds["warm"].append(starting(daemon))
+            if len(resident) < rounds:
+                daemon.stop()
+        for kind, taken in kinds.items():
+            setattr(self, kind, tuple(statistics.median(column) for column in zip(*taken)))
+        self.resident, self.kernel = statistics.median(resident), statistics.median(kernel)
+
+    def row(self, name, family, count):
+        """What the table of the starts has."""
+        return [name, "IPv%d" % family, number(self.empty)] + [
+            "%s (%s)" % (number(wall), number(cpu)) for wall, cpu in (self.cold, self.crashed, self.warm)] + [
+            number(octets / count) for octets in (self.resident, self.kernel)]
+
+
 def filled(base):
     """A way whose daemon has a journal full of other sessions before it begins."""
     class Filled(base):
-        def __init__(self, count):
+        def __init__(self, count, rounds=1):
             super().__init__(True)
-            self.count = count
+            self.count, self.rounds = count, rounds
 
         def start(self):
-            daemon = Daemon(self.lab, queues=1, guard_client=2)
-            os.makedirs(daemon.settings["state-directory"], exist_ok=True)
-            self.empty = starting(daemon)
-            self.resident = meter.resident(daemon.pid)
-            daemon.stop()
-            daemon.remove()
-            journal(os.path.join(daemon.settings["state-directory"], "journal.sqlite"), self.count, self.datapath)
-            kernel = meter.kernel_memory()
-            self.cold = starting(daemon)
-            time.sleep(1)
-            self.kernel = meter.kernel_memory() - kernel
-            self.resident = meter.resident(daemon.pid) - self.resident
-            # A second start finds the table as it is.
-            daemon.stop()
-            self.warm = starting(daemon)
-            return daemon
+            self.starts = Starts(self.lab, self.datapath, self.count, self.rounds, **self.settings)
+            return self.starts.daemon
+
+        # The other sessions keep what says that somebody has to look at packets.
+        leftovers = Bound.leftovers
     return Filled
 
 
@@ -117,16 +146,14 @@ def one_by_one(way, count):
 
 def bindings(options):
     """What 100,000 sessions cost: memory, time to start, and the packets and migrations of another session."""
-    memory = [["datapath", "start, empty journal, s", "table to be made, s (CPU)", "table adopted, s (CPU)",
-               "daemon, octets a binding", "kernel, octets a binding"]]
+    memory = [["datapath", "family", "start, empty journal, s", "table to be made, s (CPU)", "after a crash, s (CPU)",
+               "table adopted, s (CPU)", "daemon, octets a binding", "kernel, octets a binding"]]
     costs = [["datapath"] + [LOADS[load].title for load in ("pp64", "small")] + ["one migration (daemon)",
                                                                                "one migration, ms of CPU"]]
     for base in (Kernel, Mark):
-        few, many = filled(base)(1), filled(base)(options.bindings)
+        few, many = filled(base)(1), filled(base)(options.bindings, options.rounds)
         with few, many:
-            cold, warm = ("%s (%s)" % (number(wall), number(cpu)) for wall, cpu in (many.cold, many.warm))
-            memory.append([base.name, number(many.empty[0]), cold, warm,
-                           number(many.resident / options.bindings), number(many.kernel / options.bindings)])
+            memory.append(many.starts.row(base.name, 4, options.bindings))
             samples = {"pp64": [], "small": []}
             for load, found in samples.items():
                 for _ in range(options.rounds):
@@ -146,6 +173,10 @@ def bindings(options):
             costs.append([base.name] + [ratio(sorted(found)) for found in samples.values()]
                          + [ratio(sorted(many / few for many, few in pairs)),
                             number(1e3 * statistics.median(many for many, _ in pairs))])
+        with Lab(offloads=True) as lab:
+            starts = Starts(lab, base.datapath, options.bindings, options.rounds, family=6, **base.settings)
+            memory.append(starts.row(base.name, 6, options.bindings))
+            starts.daemon.stop()
     return [{"title": "%d bindings in the journal (of scope connection)" % options.bindings, "rows": memory},
             {"title": "Cost with %d bindings, ratio to that with 1 (median and quartiles)" % options.bindings, "rows": costs}]
 

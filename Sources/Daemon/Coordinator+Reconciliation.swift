@@ -21,10 +21,9 @@ extension Coordinator {
     func additions(for sessions: some Sequence<Session>) -> [TableChange.Addition] {
         var additions: [TableChange.Addition] = []
         additions.reserveCapacity(2 * sessions.underestimatedCount)
-        var shared: Set<TableElement> = []
+        var shared = SharedElements()
         for session in sessions {
-            session.forEachElement { element, lifetime in
-                if element.isShared, !shared.insert(element).inserted { return }
+            shared.forEachElement(of: session) { element, lifetime in
                 additions.append(TableChange.Addition(element: element, lifetime: lifetime))
             }
         }
@@ -69,23 +68,20 @@ extension Coordinator {
     /// threads need no more.
     func reconcile(_ comparison: TableComparison, writing given: [Session]) throws -> Set<FlowKey> {
         if comparison == .nothing { gateway.table.keepTrack(from: gateway.table.latestGeneration) }
-        var wanted = wantedElements(comparison)
-        let present = try presentElements(comparison) { wanted[$0] != nil }
+        var reckoning = try reckon(comparison)
         var batch = JournalBatch()
         batch.sessions = given
         var left: Set<FlowKey> = []
         var dropped: Set<TableElement> = []
-        for (old, session) in comparison == .nothing ? [] : changes(to: present) {
+        for (old, session) in comparison == .nothing ? [] : changes(to: reckoning) {
             if session.transits.count != old.transits.count { batch.sessions.append(session) }
             sessions[old.key] = session.isIdle ? nil : session
             let elements = session.elements()
             for element in old.elements().keys where elements[element] == nil {
-                if element.isShared { dropped.insert(element) } else { wanted[element] = nil }
+                if element.isShared { dropped.insert(element) } else { reckoning.refuse(element) }
             }
-            if comparison == .everything {
-                wanted.merge(elements) { first, _ in first }
-            } else {
-                for (element, lifetime) in elements where element.isLearnt { wanted[element] = .some(lifetime) }
+            for (element, lifetime) in elements where comparison == .everything || element.isLearnt {
+                reckoning.want(element, lifetime: lifetime)
             }
             let flows = session.flows()
             left.formUnion(old.flows().keys.filter { flows[$0] == nil })
@@ -93,18 +89,17 @@ extension Coordinator {
         for session in sessions.values {
             if !session.transits.isEmpty { scheduleExpiry(of: session, since: Session(key: session.key)) }
             if !left.isEmpty { session.forEachFlow { key, _ in left.remove(key) } }
-            gateway.adopt(session)
         }
+        gateway.adopt(sessions.values)
         try journal.write(batch)
         // What only an ended transit needed; of these nothing was read unless everything was.
         dropped = dropped.filter { !gateway.isWanted($0) }
-        for element in dropped { wanted[element] = nil }
+        for element in dropped { reckoning.refuse(element) }
         var change = TableChange()
-        change.remove = present.union(dropped).filter {
-            wanted[$0] == nil
-                && (comparison == .everything || dropped.contains($0) || $0.isLearnt || $0.isOfTranslation)
+        change.remove = reckoning.surplus.union(dropped).filter {
+            comparison == .everything || dropped.contains($0) || $0.isLearnt || $0.isOfTranslation
         }
-        change.add = wanted.filter { !present.contains($0.key) }.map { .init(element: $0.key, lifetime: $0.value) }
+        change.add = reckoning.missing
         if !change.isEmpty { try gateway.table.apply(change) }
         logger.notice(
             "\(sessions.count) sessions; table: \(change.add.count) elements added, \(change.remove.count) removed",
@@ -112,59 +107,55 @@ extension Coordinator {
         return left
     }
 
-    /// What the sessions want of that which is compared.
-    private func wantedElements(_ comparison: TableComparison) -> [TableElement: UInt32?] {
-        var wanted: [TableElement: UInt32?] = [:]
-        if comparison == .nothing { return wanted }
+    /// Holds what the sessions want, of that which is compared, against what the table holds of it, and of those transits
+    /// of the sessions that still stand.
+    private func reckon(_ comparison: TableComparison) throws -> TableReckoning {
+        var reckoning = TableReckoning()
+        if comparison == .nothing { return reckoning }
         // Which of them there are has been found out anew.
-        for element in gateway.translationElements { wanted[element] = .some(nil) }
-        if comparison == .everything { wanted.reserveCapacity(2 * sessions.count) }
+        for element in gateway.translationElements { reckoning.want(element, lifetime: nil) }
+        if comparison == .everything { reckoning.reserve(2 * sessions.count) }
+        var shared = SharedElements()
         for session in sessions.values {
-            session.forEachElement { element, lifetime in
-                guard comparison == .everything || element.isLearnt else { return }
-                if wanted[element] == nil { wanted[element] = .some(lifetime) }
+            shared.forEachElement(of: session) { element, lifetime in
+                if comparison == .everything || element.isLearnt { reckoning.want(element, lifetime: lifetime) }
             }
         }
-        return wanted
-    }
-
-    /// What the table holds of that which is compared, and those transits of the sessions that still stand.
-    private func presentElements(
-        _ comparison: TableComparison, expecting isExpected: (TableElement) -> Bool
-    ) throws -> Set<TableElement> {
         switch comparison {
-        case .nothing: return []
-        case .everything: return try gateway.table.elements(expecting: isExpected)
+        case .nothing: break
+        case .everything:
+            try gateway.table.forEachElement { reckoning.find($0) ? .known : .unknown }
         case .learnt:
-            var present = try gateway.table.learntElements().union(gateway.table.translations())
+            for element in try gateway.table.learntElements() { reckoning.find(element) }
+            for element in try gateway.table.translations() { reckoning.find(element) }
             for session in sessions.values {
                 for (tuple, standing) in session.transits {
                     let element = standing.element(tuple)
-                    if try gateway.table.holds(element) { present.insert(element) }
+                    if try gateway.table.holds(element) { reckoning.find(element) }
                 }
             }
-            return present
         }
+        return reckoning
     }
 
     /// The sessions that are not what the table says.
-    private func changes(to present: Set<TableElement>) -> [(from: Session, to: Session)] {
-        let learnt = LearntReplies(present)
+    private func changes(to reckoning: TableReckoning) -> [(from: Session, to: Session)] {
+        let learnt = LearntReplies(reckoning.present(where: \.isLearnt))
         var changes: [(from: Session, to: Session)] = []
         for old in sessions.values {
             let mayHaveLearnt = old.binding?.datapath == .queue && !learnt.isEmpty
             if old.transits.isEmpty && old.replies.isEmpty && !mayHaveLearnt { continue }
             var session = old
             // The kernel's clock has gone on: what it no longer holds is over. A new kernel has no old connections.
-            for (tuple, standing) in session.transits where !present.contains(standing.element(tuple)) {
+            for (tuple, standing) in session.transits where !reckoning.isPresent(standing.element(tuple)) {
                 session.transits[tuple] = nil
             }
             if !session.replies.isEmpty {
-                session.replies = session.replies.filter { present.contains(.reply($0)) }
+                session.replies = session.replies.filter { reckoning.isPresent(.reply($0)) }
             }
             session.replies.formUnion(sessions.replies(of: session, among: learnt))
             if !session.transits.isEmpty {
-                session.replies.formUnion(session.trailingReplies.filter { present.contains(.reply($0)) })
+                session.replies.formUnion(session.trailingReplies.filter { reckoning.isPresent(.reply($0)) })
             }
             if session != old { changes.append((old, session)) }
         }

@@ -7,7 +7,7 @@ internal import Logging
 internal import Migration
 internal import NFQueueBridge
 internal import Rewriter
-internal import Ruleset
+package import Ruleset
 internal import Spoofer
 internal import Synchronization
 internal import Wire
@@ -112,23 +112,16 @@ final class Gateway {
             // Whoever wants the change may have written it down already.
             table.loseTrack()
             let undo = undo()
-            // Every thread is told, also when one of them does not answer.
+            // Every thread is told, also when one of them does not answer: none may keep a rule that nobody knows of.
             let undoing: [FlowChange] =
                 undo.setFlows.map { .set($0.key, $0.rule) } + removals(undo)
-            for queue in queues { try? queue.post(undoing) }
+            for queue in queues { queue.postInAnyCase(undoing) }
             throw error
         }
         // The change is made: that a thread is late must not look like a refusal, after which the callers would take back what
         // they have written down, or make the change once more.
         let removals = removals(change)
-        for queue in queues where !removals.isEmpty {
-            do {
-                try queue.post(removals)
-            } catch {
-                // What was withdrawn is posted again: the thread takes it when it comes to it.
-                try? queue.postWithoutWaiting(removals)
-            }
-        }
+        for queue in queues where !removals.isEmpty { queue.postInAnyCase(removals) }
     }
 
     private static func translations(of sessions: [Session]) -> Set<Translation> {
@@ -195,13 +188,11 @@ final class Gateway {
         }
     }
 
-    /// Only for a daemon that starts: counts what the session shares with others, without changing the table.
-    func adopt(_ session: Session) {
-        guard session.key.scope == .service else {
-            return session.forEachElement { element, _ in if element.isShared { shared[element, default: 0] += 1 } }
-        }
-        // Of a client with several connections it has an element several times, and counts once for it.
-        for element in session.elements().keys where element.isShared { shared[element, default: 0] += 1 }
+    /// Only for a daemon that starts: counts what sessions share, without changing the table.
+    func adopt(_ sessions: some Sequence<Session>) {
+        var counted = SharedElements()
+        for session in sessions { counted.forEachElement(of: session) { _, _ in } }
+        shared = counted.result()
     }
 
     /// Whether any session needs this shared element.
@@ -283,7 +274,7 @@ private final class InitialFlows: Sendable {
 
 extension TableElement {
     /// Whether several sessions can want the same element.
-    var isShared: Bool {
+    package var isShared: Bool {
         switch self {
         case .involved, .answering, .icmpHome, .icmpPeer, .credit: true
         default: false

@@ -3,9 +3,9 @@
 internal import Migration
 internal import Wire
 
-/// The sessions in one dense array, each called by its place there. Nearly all rest: bound, of IPv4, nothing in transit.
-/// Such a session takes 48 octets, from which the value is made when somebody asks for it; every other one is kept as
-/// the value that it is.
+/// The sessions in one dense array, each called by its place there. Nearly all rest: bound, nothing in transit. Such a
+/// session takes 48 octets, and 48 more for addresses of IPv6, from which the value is made when somebody asks for it;
+/// every other one is kept as the value that it is.
 struct SessionRecords: Sendable {
     /// Two lists in which a record stands: that of its client's address, and that of its client's endpoint.
     enum List: Int {
@@ -20,10 +20,11 @@ struct SessionRecords: Sendable {
     }
 
     private var records: [Record] = []
-    /// The sessions that are kept as values, by `Record.client`, and places there that are free.
-    private var values: [Session?] = []
-    private var freeValues: [UInt32] = []
     private var freeRecords: [UInt32] = []
+    /// The sessions that are kept as values, by `Record.client`.
+    private var values = SparePlaces<Session?>(vacant: nil)
+    /// The addresses of IPv6 of those that rest, by `Record.client`.
+    private var wideAddresses = SparePlaces(vacant: WideAddresses())
 
     var count: Int { records.count - freeRecords.count }
     /// All places, also those that are free.
@@ -34,14 +35,18 @@ struct SessionRecords: Sendable {
     /// The session at a place that is taken.
     subscript(place: Int) -> Session {
         let record = records[place]
-        if record.form.contains(.resting) { return record.session }
-        guard let value = values[Int(record.client)] else { preconditionFailure("no session in place \(place)") }
+        if record.form.contains(.resting) { return record.session(addresses(record)) }
+        guard let value = values[record.client] else { preconditionFailure("no session in place \(place)") }
         return value
+    }
+
+    private func addresses(_ record: Record) -> SessionAddresses {
+        record.form.contains(.isWide) ? SessionAddresses(wideAddresses[record.client]) : record.narrowAddresses
     }
 
     func key(_ place: Int) -> SessionKey {
         let record = records[place]
-        return record.form.contains(.resting) ? record.key : self[place].key
+        return record.form.contains(.resting) ? record.key(addresses(record)) : self[place].key
     }
 
     func number(_ place: Int) -> UInt64 {
@@ -52,7 +57,7 @@ struct SessionRecords: Sendable {
     /// See `Session.hostSide`.
     func hostSide(_ place: Int) -> FourTuple? {
         let record = records[place]
-        return record.form.contains(.resting) ? record.hostSide : self[place].hostSide
+        return record.form.contains(.resting) ? record.hostSide(addresses(record)) : self[place].hostSide
     }
 
     mutating func reserve(_ count: Int) { records.reserveCapacity(count) }
@@ -77,15 +82,15 @@ struct SessionRecords: Sendable {
     /// Keeps `session` at a place that is taken.
     mutating func replace(_ place: Int, by session: Session) {
         if !records[place].form.contains(.resting), Record(resting: session) == nil {
-            values[Int(records[place].client)] = session
+            values[records[place].client] = session
             return
         }
-        forgetValue(of: place)
+        forgetRest(of: place)
         write(session, to: place)
     }
 
     mutating func remove(_ place: Int) {
-        forgetValue(of: place)
+        forgetRest(of: place)
         records[place].form = []
         freeRecords.append(UInt32(place))
     }
@@ -94,7 +99,7 @@ struct SessionRecords: Sendable {
     mutating func learn(_ reply: FourTuple, at place: Int) -> Bool {
         guard records[place].form.contains(.resting) else {
             // In place: a service may have learnt very many.
-            return values[Int(records[place].client)]?.replies.insert(reply).inserted ?? false
+            return values[records[place].client]?.replies.insert(reply).inserted ?? false
         }
         var session = self[place]
         guard session.replies.insert(reply).inserted else { return false }
@@ -103,30 +108,24 @@ struct SessionRecords: Sendable {
     }
 
     private mutating func write(_ session: Session, to place: Int) {
-        if let record = Record(resting: session) {
+        guard var record = Record(resting: session) else {
+            var record = Record()
+            record.form = .kept
+            record.client = values.insert(session)
             records[place].assign(record)
             return
         }
-        var record = Record()
-        record.form = .kept
-        if let free = freeValues.popLast() {
-            record.client = free
-            values[Int(free)] = session
-        } else {
-            record.client = UInt32(values.count)
-            if values.capacity == values.count { values.reserveCapacity(values.count + max(16, values.count / 8)) }
-            values.append(session)
+        if record.form.contains(.isWide) {
+            record.client = wideAddresses.insert(WideAddresses(SessionAddresses(session)))
         }
         records[place].assign(record)
     }
 
-    private mutating func forgetValue(of place: Int) {
-        guard records[place].form.contains(.kept) else { return }
-        values[Int(records[place].client)] = nil
-        freeValues.append(records[place].client)
-        guard freeValues.count == values.count else { return }
-        values = []
-        freeValues = []
+    /// Forgets what is kept of a session beside its record.
+    private mutating func forgetRest(of place: Int) {
+        let record = records[place]
+        if record.form.contains(.kept) { values.remove(record.client) }
+        if record.form.contains(.isWide) { wideAddresses.remove(record.client) }
     }
 
     // MARK: - Lists
@@ -187,6 +186,8 @@ private struct Record {
         static let yields = Form(rawValue: 1 << 7)
         /// The kernel has learnt the reply of the connection that it has from its present port.
         static let isAnswered = Form(rawValue: 1 << 8)
+        /// Its addresses are of IPv6 and stand elsewhere; `client` says where.
+        static let isWide = Form(rawValue: 1 << 9)
     }
 
     var id: UInt64 = 0
@@ -203,25 +204,20 @@ private struct Record {
 
     init() {}
 
-    /// nil when the session is more than a record holds.
+    /// nil when the session is more than a record holds. Without the addresses if they are of IPv6.
     init?(resting session: Session) {
-        guard session.transits.isEmpty, case .v4(let home) = session.key.home.address else { return nil }
+        let addresses = SessionAddresses(session)
+        guard session.transits.isEmpty, let family = addresses.family else { return nil }
         form = .resting
         id = session.id
-        self.home = home.rawValue
         homePort = session.key.home.port
-        if let address = session.key.client {
-            guard case .v4(let address) = address else { return nil }
-            client = address.rawValue
-            form.insert(.client)
-        }
+        if session.key.client != nil { form.insert(.client) }
         if let port = session.key.clientPort {
             clientPort = port
             form.insert(.clientPort)
         }
         if let binding = session.binding {
-            guard case .v4(let address) = binding.host.address else { return nil }
-            (host, hostPort) = (address.rawValue, binding.host.port)
+            hostPort = binding.host.port
             form.insert(.binding)
             if binding.datapath == .queue { form.insert(.isCarried) }
             if let port = binding.sourcePort {
@@ -230,10 +226,18 @@ private struct Record {
             }
         }
         if session.yields { form.insert(.yields) }
-        if session.replies.isEmpty { return }
-        guard session.replies.count == 1, let tuple = session.hostSide, session.replies.contains(tuple.reversed)
-        else { return nil }
-        form.insert(.isAnswered)
+        if !session.replies.isEmpty {
+            guard session.replies.count == 1, let tuple = session.hostSide, session.replies.contains(tuple.reversed)
+            else { return nil }
+            form.insert(.isAnswered)
+        }
+        switch family {
+        case .ipv6: form.insert(.isWide)
+        case .ipv4:
+            client = UInt32(truncatingIfNeeded: addresses.client.numbers.low)
+            home = UInt32(truncatingIfNeeded: addresses.home.numbers.low)
+            host = UInt32(truncatingIfNeeded: addresses.host.numbers.low)
+        }
     }
 
     /// Takes everything but the neighbours from another one.
@@ -243,37 +247,41 @@ private struct Record {
         (self.ofClient, self.ofEndpoint) = (ofClient, ofEndpoint)
     }
 
-    // Of a record that holds it all.
+    // Of a record that rests.
 
-    var key: SessionKey {
-        SessionKey(
-            client: form.contains(.client) ? Self.address(client) : nil,
-            clientPort: form.contains(.clientPort) ? clientPort : nil,
-            home: Endpoint(address: Self.address(home), port: homePort))
+    /// Its addresses, when they are of IPv4.
+    var narrowAddresses: SessionAddresses {
+        SessionAddresses(client: Self.address(client), home: Self.address(home), host: Self.address(host))
     }
 
-    private var binding: Binding? {
+    func key(_ addresses: SessionAddresses) -> SessionKey {
+        SessionKey(
+            client: form.contains(.client) ? addresses.client : nil,
+            clientPort: form.contains(.clientPort) ? clientPort : nil,
+            home: Endpoint(address: addresses.home, port: homePort))
+    }
+
+    private func binding(_ addresses: SessionAddresses) -> Binding? {
         guard form.contains(.binding) else { return nil }
         return Binding(
-            host: Endpoint(address: Self.address(host), port: hostPort),
+            host: Endpoint(address: addresses.host, port: hostPort),
             datapath: form.contains(.isCarried) ? .queue : .kernel,
             sourcePort: form.contains(.sourcePort) ? sourcePort : nil)
     }
 
     /// As `Session.hostSide` has it.
-    var hostSide: FourTuple? {
+    func hostSide(_ addresses: SessionAddresses) -> FourTuple? {
         guard form.isSuperset(of: [.client, .clientPort, .binding]), !form.isDisjoint(with: [.isCarried, .sourcePort])
         else { return nil }
         return FourTuple(
-            source: Endpoint(
-                address: Self.address(client), port: form.contains(.sourcePort) ? sourcePort : clientPort),
-            destination: Endpoint(address: Self.address(host), port: hostPort))
+            source: Endpoint(address: addresses.client, port: form.contains(.sourcePort) ? sourcePort : clientPort),
+            destination: Endpoint(address: addresses.host, port: hostPort))
     }
 
-    var session: Session {
-        var session = Session(key: key, id: id, binding: binding)
+    func session(_ addresses: SessionAddresses) -> Session {
+        var session = Session(key: key(addresses), id: id, binding: binding(addresses))
         session.yields = form.contains(.yields)
-        if form.contains(.isAnswered), let tuple = hostSide { session.replies = [tuple.reversed] }
+        if form.contains(.isAnswered), let tuple = hostSide(addresses) { session.replies = [tuple.reversed] }
         return session
     }
 

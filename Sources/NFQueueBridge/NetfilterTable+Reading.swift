@@ -6,43 +6,46 @@ public import Ruleset
 internal import Wire
 
 extension NetfilterTable {
-    /// All elements that the kernel holds now, set by set; elements whose time-out has passed are not among them.
-    /// Packets may add replies, and time-outs may remove elements, while this reads.
+    /// All elements that the kernel holds now; elements whose time-out has passed are not among them. Packets may add replies,
+    /// and time-outs may remove elements, while this reads.
     ///
     /// - Throws: `NetlinkError`; ENOENT when there is no table.
-    /// `isExpected`: what the caller knows to be there. A set of which nothing else is seen need not be read twice.
-    public func elements(
-        expecting isExpected: (TableElement) -> Bool = { _ in false }
-    ) throws(NetlinkError) -> Set<TableElement> {
-        try elements(of: ruleset.sets.filter { !$0.isOfMarks }, expecting: isExpected)
-    }
+    public func elements() throws(NetlinkError) -> Set<TableElement> { try elements(of: ownSets) }
+
+    /// The sets without those whose elements are the kernel's own.
+    private var ownSets: [NamedSet] { ruleset.sets.filter { !$0.isOfMarks } }
 
     /// The elements of those sets that packets fill; of what the kernel carries by itself there are none.
     public func learntElements() throws(NetlinkError) -> Set<TableElement> {
-        try elements(of: ruleset.sets.filter { $0.isDynamic && !$0.isOfMarks }) { _ in false }
+        try elements(of: ownSets.filter(\.isDynamic))
     }
 
-    private func elements(
-        of sets: [NamedSet], expecting isExpected: (TableElement) -> Bool
-    ) throws(NetlinkError) -> Set<TableElement> {
+    /// The elements by which the table translates.
+    public func translations() throws(NetlinkError) -> Set<TableElement> {
+        try elements(of: ruleset.sets.filter { $0.key == [.mark] })
+    }
+
+    private func elements(of sets: [NamedSet]) throws(NetlinkError) -> Set<TableElement> {
         var all: Set<TableElement> = []
-        for definition in sets {
-            let found = try elements(of: definition.name, expecting: isExpected)
-            if all.isEmpty { all = found } else { all.formUnion(found) }
-        }
+        for definition in sets { try read(definition.name) { all.insert($0).inserted ? .unknown : .known } }
         return all
     }
 
-    /// The elements by which the table translates, as `elements` reads them.
-    public func translations() throws(NetlinkError) -> Set<TableElement> {
-        try elements(of: ruleset.sets.filter { $0.key == [.mark] }) { _ in false }
+    /// Whether the reader of an element knew that it is there.
+    public enum Familiarity {
+        case known
+        case unknown
+    }
+
+    /// Calls `note` with all elements, set by set, as `elements` returns them. One may come again.
+    public func forEachElement(_ note: (TableElement) -> Familiarity) throws(NetlinkError) {
+        for definition in ownSets { try read(definition.name, note) }
     }
 
     /// What is in the sets at the entrances. Of a table that is not there: nothing.
     func readEntrances() throws(NetlinkError) -> Entrances {
         do throws(NetlinkError) {
-            return Entrances(
-                try elements(of: ruleset.sets.filter { SetName.entrances.contains($0.name) }) { _ in false })
+            return Entrances(try elements(of: ruleset.sets.filter { SetName.entrances.contains($0.name) }))
         } catch {
             if error.errno == ENOENT { return Entrances([]) }
             throw error
@@ -51,23 +54,24 @@ extension NetfilterTable {
 
     /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so
     /// many elements of an order that is another by then, and misses some (nft_rhash_walk counts `skip`). So such a
-    /// dump is repeated until two agree.
-    private func elements(
-        of name: SetName, expecting isExpected: (TableElement) -> Bool
-    ) throws(NetlinkError) -> Set<TableElement> {
-        var (found, messages) = try dumpElements(of: name)
-        if messages <= 1 || found.allSatisfy(isExpected) { return found }
+    /// dump is repeated until two agree, unless nothing is in it that its reader did not know.
+    private func read(_ name: SetName, _ note: (TableElement) -> Familiarity) throws(NetlinkError) {
+        let (elements, messages) = try dumpElements(of: name)
+        var isKnown = true
+        for element in elements where note(element) == .unknown { isKnown = false }
+        if messages <= 1 || isKnown { return }
+        var latest = Set(elements)
         for _ in 0..<10 {
-            let again = try dumpElements(of: name).elements
-            if again == found { break }
-            found = again
+            let again = Set(try dumpElements(of: name).elements)
+            if again == latest { return }
+            for element in again where !latest.contains(element) { _ = note(element) }
+            latest = again
         }
-        return found
     }
 
-    private func dumpElements(of name: SetName) throws(NetlinkError) -> (elements: Set<TableElement>, messages: Int) {
+    private func dumpElements(of name: SetName) throws(NetlinkError) -> (elements: [TableElement], messages: Int) {
         let request = NftSet(table: ruleset.tableName, name: name.description)
-        var elements: Set<TableElement> = []
+        var elements: [TableElement] = []
         var messages = 0
         try unsafe dump(NFT_MSG_GETSETELEM) {
             unsafe request.writeElements(to: $0)
@@ -76,7 +80,7 @@ extension NetfilterTable {
             messages = 0
         } read: { message in
             messages += 1
-            unsafe Self.forEachElement(in: message, of: name) { elements.insert($0) }
+            unsafe Self.forEachElement(in: message, of: name) { elements.append($0) }
         }
         return (elements, messages)
     }

@@ -224,7 +224,8 @@ public final class NetfilterTable {
     ) throws(TableError) -> Bool {
         var statements = [QueueStatement.native, .xtTarget]
         // A kernel without the first would add all elements in vain.
-        if additions.count > 1000, try !wrap({ () throws(NetlinkError) in try canQueueNatively() }) {
+        if additions.count >= NftRulesetEncoder.crowd, try !wrap({ () throws(NetlinkError) in try canQueueNatively() })
+        {
             statements.removeFirst()
         }
         for statement in statements {
@@ -233,7 +234,7 @@ public final class NetfilterTable {
                 let old = NftTable(name: ruleset.tableName)
                 unsafe batch.append(NFT_MSG_DELTABLE) { unsafe old.write(to: $0) }
             }
-            var encoder = NftRulesetEncoder(ruleset, queueStatement: statement)
+            var encoder = NftRulesetEncoder(ruleset, queueStatement: statement, carrying: additions)
             let entrances = Entrances(additions.lazy.map(\.element))
             encoder.write(to: &batch, open: entrances.open)
             let firstElement = Int(batch.messageCount)

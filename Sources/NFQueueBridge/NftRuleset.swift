@@ -16,14 +16,22 @@ public enum QueueStatement: Hashable, Sendable {
 struct NftRulesetEncoder {
     private let ruleset: Ruleset
     private let queueStatement: QueueStatement
+    /// How many elements are many.
+    static let crowd = 1000
+    /// How many elements a set is to have from the start, where these are many.
+    private var expected: [SetName: Int] = [:]
     /// Number of the next anonymous set within the transaction.
     private var nextSetID: UInt32 = 1
     /// Sequence number of the message with the queue statement, once written.
     private(set) var queueRuleSequence: UInt32?
 
-    init(_ ruleset: Ruleset, queueStatement: QueueStatement) {
+    /// `additions`: what the transaction adds to the table's sets once it has made them.
+    init(_ ruleset: Ruleset, queueStatement: QueueStatement, carrying additions: [TableChange.Addition] = []) {
         self.ruleset = ruleset
         self.queueStatement = queueStatement
+        if additions.count < Self.crowd { return }
+        for addition in additions { expected[addition.element.set, default: 0] += 1 }
+        expected = expected.filter { $0.value >= Self.crowd }
     }
 
     /// Adds the messages that create the table with these entrances open. They fail with EEXIST when there is one of this
@@ -82,7 +90,9 @@ struct NftRulesetEncoder {
         set.set(NFTNL_SET_KEY_LEN, definition.key.length)
         set.set(NFTNL_SET_ID, takeSetID())
         if definition.key == [.mark] { set.setKeysInHostOrder() }
-        if let size = definition.size { set.set(NFTNL_SET_DESC_SIZE, size) }
+        if let size = definition.size ?? expected[definition.name].map(Self.roomyLimit) {
+            set.set(NFTNL_SET_DESC_SIZE, size)
+        }
         if let timeout = definition.timeout { set.setTimeout(milliseconds: UInt64(timeout) * 1000) }
         unsafe batch.append(NFT_MSG_NEWSET, flags: NLM_F_CREATE) { unsafe set.write(to: $0) }
     }
@@ -127,6 +137,12 @@ struct NftRulesetEncoder {
         unsafe batch.append(NFT_MSG_NEWSETELEM, flags: NLM_F_CREATE) { unsafe set.writeElements(to: $0) }
         return id
     }
+
+    /// A limit that nobody reaches, and that makes the kernel's hash table large enough for `count` elements at once. Left to
+    /// itself, the table begins with four places and doubles in a work queue of the very processor that fills it: while
+    /// that is busy, every insertion searches all generations of it. The kernel's hint is the limit's low 16 bits
+    /// (nft_rhash_init; nelem_hint of struct rhashtable_params).
+    private static func roomyLimit(for count: Int) -> UInt32 { 0x3f_0000 | UInt32(min(count, 0xffff)) }
 
     private mutating func takeSetID() -> UInt32 {
         defer { nextSetID += 1 }

@@ -54,6 +54,17 @@ public final class QueueThread<Handler: VerdictHandler & ~Copyable>: Sendable {
         try mailbox.postWithoutWaiting(messages.map { .message($0) })
     }
 
+    /// Gives `messages` to the handler as `post` does, and in any case: a thread that is late takes them when it comes to
+    /// them, before whatever is posted later. Only a thread that has been stopped does not.
+    public func postInAnyCase(_ messages: [Handler.Message]) {
+        do {
+            try post(messages)
+        } catch {
+            // What was withdrawn is posted again.
+            try? postWithoutWaiting(messages)
+        }
+    }
+
     /// Gives packets that are held their verdict, without waiting for that; after whatever was posted before. A number
     /// that is not held is ignored. Throws `MailboxError.stopped` when the kernel has dropped them with the queue.
     public func release(_ packets: [(number: UInt32, decision: Verdict.Decision)]) throws(MailboxError) {

@@ -25,6 +25,13 @@ extension SlotKey {
         let product = left.multipliedFullWidth(by: right)
         return product.high ^ product.low
     }
+
+    /// The same over three numbers: of `rest`, which may have to be looked up first, but one product depends.
+    @inlinable @inline(__always)
+    static func hash(_ high: UInt64, _ low: UInt64, _ rest: UInt64, _ seed: UInt64) -> UInt64 {
+        let address = fold(seed ^ low, seed.byteSwapped ^ high ^ 0x9e37_79b9_7f4a_7c15)
+        return fold(address ^ 0xe703_7ed1_a0b4_28db, seed ^ rest ^ 0xa076_1d64_78bd_642f)
+    }
 }
 
 /// Open addressing with linear probing in any number of slots, of which five in eight are taken at most. Removal shifts the

@@ -7,8 +7,10 @@ internal import Wire
 public struct FlowTable: ~Copyable {
     /// Flows of IPv4: 24 octets each.
     @usableFromInline internal var narrow: FlowSlots<NarrowSlot>
-    /// All others, and rules that a narrow slot has no room for: 64 octets each.
+    /// All others, and rules that a narrow slot has no room for: 32 octets each.
     @usableFromInline internal var wide: FlowSlots<WideSlot>
+    /// What the wide slots refer to.
+    @usableFromInline internal var endpoints = EndpointRegister()
     /// The number of flows in the table.
     public private(set) var count = 0
     @usableFromInline internal let seed: UInt64
@@ -43,12 +45,12 @@ public struct FlowTable: ~Copyable {
             let slot = NarrowSlot(key: packed, rule: rule)
             isNew = narrow.set(slot ?? NarrowSlot(elsewhere: packed), seed)
             if slot == nil {
-                _ = wide.set(WideSlot(key: PackedKey(key), rule: rule), seed)
+                _ = setWide(key, rule)
             } else if !isNew {
-                _ = wide.remove(PackedKey(key), seed)
+                _ = removeWide(key)
             }
         } else {
-            isNew = wide.set(WideSlot(key: PackedKey(key), rule: rule), seed)
+            isNew = setWide(key, rule)
         }
         guard isNew else { return }
         count += 1
@@ -63,10 +65,28 @@ public struct FlowTable: ~Copyable {
     /// Removes a flow. False when it was not there.
     @discardableResult
     public mutating func remove(_ key: FlowKey) -> Bool {
-        let wasWide = wide.remove(PackedKey(key), seed)
+        let wasWide = removeWide(key)
         guard NarrowKey(key).map({ narrow.remove($0, seed) }) ?? wasWide else { return false }
         count -= 1
         if key == key.anyClient { anyClientCount -= 1 }
+        return true
+    }
+
+    /// Whether the flow is new among the wide ones.
+    private mutating func setWide(_ key: FlowKey, _ rule: FlowRule) -> Bool {
+        let old = widePlace(of: key).map { wide[~$0] }
+        let place = old?.key.place ?? endpoints.take(key.registered, seed)
+        let written = (rule.translation?.endpoint).map { endpoints.take($0, seed) }
+        if let old, old.writes { endpoints.release(old.written, seed) }
+        return wide.set(WideSlot(key: WideKey(key, place), rule: rule, written: written ?? 0), seed)
+    }
+
+    /// False when it was not among the wide ones.
+    private mutating func removeWide(_ key: FlowKey) -> Bool {
+        guard let slot = widePlace(of: key).map({ wide[~$0] }) else { return false }
+        _ = wide.remove(slot.key, seed)
+        endpoints.release(slot.key.place, seed)
+        if slot.writes { endpoints.release(slot.written, seed) }
         return true
     }
 
@@ -80,10 +100,22 @@ public struct FlowTable: ~Copyable {
     /// that of every client.
     @inlinable @inline(__always)
     internal func covering(_ key: FlowKey) -> Int? {
+        guard NarrowKey(key) != nil else { return wideCovering(key) }
         if let own = place(of: key) { return own }
         if let shared = place(of: key.anyPort) { return shared }
         guard anyClientCount > 0 else { return nil }
         return place(of: key.anyClient)
+    }
+
+    /// The same of a flow that is not of IPv4. What is for an endpoint that no flow has costs one look-up.
+    @usableFromInline @inline(never)
+    internal func wideCovering(_ key: FlowKey) -> Int? {
+        guard let place = endpoints.place(of: key.registered, seed) else { return nil }
+        let packed = WideKey(key, place)
+        if let own = wide.find(packed, seed) { return ~own }
+        if let shared = wide.find(packed.anyPort, seed) { return ~shared }
+        guard anyClientCount > 0 else { return nil }
+        return wide.find(packed.anyClient, seed).map { ~$0 }
     }
 
     /// Where the rule of this very key is: the number of its narrow slot, or the complement of that of its wide one.
@@ -94,23 +126,33 @@ public struct FlowTable: ~Copyable {
         return narrow[slot].isElsewhere ? widePlace(of: key) : slot
     }
 
-    @inlinable
-    internal func widePlace(of key: FlowKey) -> Int? { wide.find(PackedKey(key), seed).map { ~$0 } }
+    @usableFromInline @inline(never)
+    internal func widePlace(of key: FlowKey) -> Int? {
+        guard let place = endpoints.place(of: key.registered, seed) else { return nil }
+        return wide.find(WideKey(key, place), seed).map { ~$0 }
+    }
 
     @inlinable @inline(__always)
-    internal func rule(at place: Int) -> FlowRule { place < 0 ? wide[~place].rule : narrow[place].rule }
+    internal func rule(at place: Int) -> FlowRule { place < 0 ? wideRule(at: place) : narrow[place].rule }
+
+    @usableFromInline @inline(never)
+    internal func wideRule(at place: Int) -> FlowRule { wide[~place].rule(endpoints) }
 
     /// The connection that a rule awaits has begun: it passes from now on.
     @inlinable @inline(__always)
-    internal mutating func reconnect(at place: Int, by passage: Passage) {
-        if place < 0 { wide[~place].rule = .reconnected(passage) } else { narrow[place].reconnect() }
+    internal mutating func reconnect(at place: Int) {
+        if place < 0 { wide[~place].reconnect() } else { narrow[place].reconnect() }
     }
 
     /// How many slots there are, taken or vacant.
     public var slotCount: Int { narrow.count + wide.count }
 
+    /// How many endpoints the flows that are not of IPv4 refer to.
+    package var endpointCount: Int { endpoints.count }
+
     /// How many slots beyond the first a look-up of `key` reads: what it costs in time.
     public func probes(_ key: FlowKey) -> Int {
-        NarrowKey(key).map { narrow.probes($0, seed) } ?? wide.probes(PackedKey(key), seed)
+        if let packed = NarrowKey(key) { return narrow.probes(packed, seed) }
+        return endpoints.place(of: key.registered, seed).map { wide.probes(WideKey(key, $0), seed) } ?? 0
     }
 }

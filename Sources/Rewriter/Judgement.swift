@@ -135,7 +135,7 @@ extension FlowTable {
             var judgement = pass(tcp, &packet, by: passage, checksum: checksum, isWhole: isWhole)
             // A SYN that cannot pass opens nothing: the client sends it again.
             guard judgement.ruling != .drop else { return judgement }
-            reconnect(at: slot, by: passage)
+            reconnect(at: slot)
             judgement.observed = observed
             return judgement
         }

@@ -64,7 +64,7 @@ internal struct TranslationMarks: ~Copyable {
         @inlinable @inline(__always)
         init(_ translation: Translation) {
             let address = translation.endpoint.address
-            (high, low) = PackedKey.numbers(address)
+            (high, low) = address.numbers
             rest =
                 UInt64(translation.endpoint.port) << 48 | UInt64(translation.clientPort) << 32
                 | UInt64(address.family.rawValue) << 8 | 1
@@ -99,8 +99,8 @@ internal struct TranslationMarks: ~Copyable {
     func place(_ wanted: Entry, _ seed: UInt64) -> Int {
         let entries = entries.span
         let mask = entries.count - 1
-        let first = PackedKey.fold(wanted.low ^ seed, wanted.high ^ 0x9e37_79b9_7f4a_7c15)
-        var index = Int(truncatingIfNeeded: PackedKey.fold(first ^ wanted.rest, seed ^ 0xa076_1d64_78bd_642f)) & mask
+        let first = EndpointKey.fold(wanted.low ^ seed, wanted.high ^ 0x9e37_79b9_7f4a_7c15)
+        var index = Int(truncatingIfNeeded: EndpointKey.fold(first ^ wanted.rest, seed ^ 0xa076_1d64_78bd_642f)) & mask
         while entries[index].rest != 0 {
             let differs =
                 (entries[index].high ^ wanted.high) | (entries[index].low ^ wanted.low)

@@ -28,52 +28,51 @@ public struct ElementForm: Hashable, Sendable {
     ///
     /// - Throws: `MixedFamilies` when its addresses are of both families.
     public init(_ element: TableElement) throws(MixedFamilies) {
-        let purpose: SetName.Purpose
         let parts: Parts
         var value = Value.none
         switch element {
-        case .involved(let address): (purpose, parts) = (.involved, Parts(address))
-        case .divert(let tuple): (purpose, parts) = (.divert, Parts(tuple))
-        case .divertConnection(let tuple): (purpose, parts) = (.divertConnection, Parts(tuple))
-        case .guard(let tuple): (purpose, parts) = (.guard, Parts(tuple))
-        case .credit(let client, let home): (purpose, parts) = (.credit, Parts(client, home))
-        case .divertClient(let client, let home): (purpose, parts) = (.divertClient, Parts(client, home))
-        case .divertService(let home): (purpose, parts) = (.divertService, Parts(home))
+        case .involved(let address): parts = Parts(address)
+        case .divert(let tuple): parts = Parts(tuple)
+        case .divertConnection(let tuple): parts = Parts(tuple)
+        case .guard(let tuple): parts = Parts(tuple)
+        case .credit(let client, let home): parts = Parts(client, home)
+        case .divertClient(let client, let home): parts = Parts(client, home)
+        case .divertService(let home): parts = Parts(home)
         case .connection(let tuple, let host):
-            (purpose, parts) = (.connection, Parts(tuple))
+            parts = Parts(tuple)
             value = .octets(try Parts(host).octets(of: tuple.source.address.family, in: element))
         case .client(let client, let home, let host):
-            (purpose, parts) = (.client, Parts(client, home))
+            parts = Parts(client, home)
             value = .octets(try Parts(host).octets(of: client.family, in: element))
         case .service(let home, let host):
-            (purpose, parts) = (.service, Parts(home))
+            parts = Parts(home)
             value = .octets(try Parts(host).octets(of: home.address.family, in: element))
         case .source(let tuple, let source):
-            (purpose, parts) = (.source, Parts(tuple))
+            parts = Parts(tuple)
             value = .octets(try Parts(source).octets(of: tuple.source.address.family, in: element))
-        case .guarded(let tuple): (purpose, parts) = (.guarded, Parts(tuple))
-        case .reply(let tuple): (purpose, parts) = (.replies, Parts(tuple))
-        case .answering(let address): (purpose, parts) = (.answering, Parts(address))
-        case .icmpHome(let address): (purpose, parts) = (.icmpHome, Parts(address))
-        case .icmpPeer(let address): (purpose, parts) = (.icmpPeer, Parts(address))
+        case .guarded(let tuple): parts = Parts(tuple)
+        case .reply(let tuple): parts = Parts(tuple)
+        case .answering(let address): parts = Parts(address)
+        case .icmpHome(let address): parts = Parts(address)
+        case .icmpPeer(let address): parts = Parts(address)
         case .endpointAddress(let number, let address):
-            (purpose, parts) = (.endpointAddress, Parts(mark: number, address.family))
+            parts = Parts(mark: number, address.family)
             value = .octets(address.octets)
         case .endpointPort(let number, let port, let family):
-            (purpose, parts) = (.endpointPort, Parts(mark: number, family))
+            parts = Parts(mark: number, family)
             value = .octets(Parts.octets(of: port))
         case .clientPort(let number, let port, let family):
-            (purpose, parts) = (.clientPort, Parts(mark: number, family))
+            parts = Parts(mark: number, family)
             value = .octets(Parts.octets(of: port))
         }
-        set = SetName(purpose, parts.family)
+        set = element.set
         key = try parts.octets(of: parts.family, in: element)
         self.value = value
     }
 
     /// The element of this form; nil when key or value is none of ours.
     public var element: TableElement? {
-        var key = OctetReader(key[...], family: set.family)
+        var key = OctetReader(key, family: set.family)
         let element: TableElement?
         switch set.purpose {
         case .involved: element = key.address().map { .involved($0) }
@@ -132,7 +131,7 @@ public struct ElementForm: Hashable, Sendable {
 
     private var endpointOfValue: Endpoint? {
         guard case .octets(let octets) = value else { return nil }
-        var reader = OctetReader(octets[...], family: set.family)
+        var reader = OctetReader(octets, family: set.family)
         guard let host = reader.endpoint(), reader.isAtEnd else { return nil }
         return host
     }
@@ -142,6 +141,33 @@ extension ElementForm {
     private var portOfValue: UInt16? {
         guard case .octets(let octets) = value, octets.count == 2 else { return nil }
         return UInt16(octets[0]) << 8 | UInt16(octets[1])
+    }
+}
+
+extension TableElement {
+    /// The set or map that it is an element of.
+    public var set: SetName {
+        switch self {
+        case .involved(let address): SetName(.involved, address.family)
+        case .divert(let tuple): SetName(.divert, tuple.source.address.family)
+        case .divertConnection(let tuple): SetName(.divertConnection, tuple.source.address.family)
+        case .guard(let tuple): SetName(.guard, tuple.source.address.family)
+        case .credit(let client, _): SetName(.credit, client.family)
+        case .divertClient(let client, _): SetName(.divertClient, client.family)
+        case .divertService(let home): SetName(.divertService, home.address.family)
+        case .connection(let tuple, _): SetName(.connection, tuple.source.address.family)
+        case .client(let client, _, _): SetName(.client, client.family)
+        case .service(let home, _): SetName(.service, home.address.family)
+        case .source(let tuple, _): SetName(.source, tuple.source.address.family)
+        case .guarded(let tuple): SetName(.guarded, tuple.source.address.family)
+        case .reply(let tuple): SetName(.replies, tuple.source.address.family)
+        case .answering(let address): SetName(.answering, address.family)
+        case .icmpHome(let address): SetName(.icmpHome, address.family)
+        case .icmpPeer(let address): SetName(.icmpPeer, address.family)
+        case .endpointAddress(_, let address): SetName(.endpointAddress, address.family)
+        case .endpointPort(_, _, let family): SetName(.endpointPort, family)
+        case .clientPort(_, _, let family): SetName(.clientPort, family)
+        }
     }
 }
 
@@ -192,8 +218,9 @@ private struct Parts {
         }
     }
 
-    private mutating func append(_ number: UInt64, octets count: UInt64) {
-        for place in (0..<count).reversed() { octets.append(UInt8(truncatingIfNeeded: number >> (8 * place))) }
+    private mutating func append(_ number: UInt64, octets count: Int) {
+        let shifted = (number << (64 - 8 * UInt64(count))).bigEndian
+        unsafe withUnsafeBytes(of: shifted) { unsafe octets.append(contentsOf: $0.prefix(count)) }
     }
 
     private mutating func append(_ endpoint: Endpoint) {
@@ -209,36 +236,41 @@ private struct Parts {
 
 /// Takes addresses and padded ports off the front of octets.
 private struct OctetReader {
-    private var rest: ArraySlice<UInt8>
+    private let octets: [UInt8]
     private let family: AddressFamily
+    private var next = 0
 
-    init(_ octets: ArraySlice<UInt8>, family: AddressFamily) {
-        rest = octets
+    init(_ octets: [UInt8], family: AddressFamily) {
+        self.octets = octets
         self.family = family
     }
 
-    var isAtEnd: Bool { rest.isEmpty }
+    var isAtEnd: Bool { next == octets.count }
+
+    /// The next octets as one number, most significant first.
+    private mutating func number(octets count: Int) -> UInt64? {
+        guard octets.count - next >= count else { return nil }
+        var number: UInt64 = 0
+        for place in next..<next + count { number = number << 8 | UInt64(octets[place]) }
+        next += count
+        return number
+    }
 
     mutating func address() -> IPAddress? {
-        let length = family == .ipv4 ? 4 : 16
-        guard rest.count >= length else { return nil }
-        defer { rest = rest.dropFirst(length) }
-        return IPAddress(octets: rest.prefix(length))
+        switch family {
+        case .ipv4:
+            return number(octets: 4).map { .v4(IPv4Address(rawValue: UInt32(truncatingIfNeeded: $0))) }
+        case .ipv6:
+            guard let high = number(octets: 8), let low = number(octets: 8) else { return nil }
+            return .v6(IPv6Address(high: high, low: low))
+        }
     }
 
-    mutating func mark() -> UInt32? {
-        guard rest.count >= 4 else { return nil }
-        defer { rest = rest.dropFirst(4) }
-        var mark: UInt32 = 0
-        unsafe withUnsafeMutableBytes(of: &mark) { unsafe $0.copyBytes(from: rest.prefix(4)) }
-        return mark
-    }
+    mutating func mark() -> UInt32? { number(octets: 4).map { UInt32(truncatingIfNeeded: $0).bigEndian } }
 
     mutating func endpoint() -> Endpoint? {
-        guard let address = address(), rest.count >= 4 else { return nil }
-        defer { rest = rest.dropFirst(4) }
-        let port = rest.prefix(2).reduce(0 as UInt16) { $0 << 8 | UInt16($1) }
-        return Endpoint(address: address, port: port)
+        guard let address = address(), let port = number(octets: 4) else { return nil }
+        return Endpoint(address: address, port: UInt16(truncatingIfNeeded: port >> 16))
     }
 
     mutating func fourTuple() -> FourTuple? {

@@ -57,6 +57,15 @@ public enum IPAddress: Hashable, Sendable {
         }
     }
 
+    /// The address as two numbers: as `IPv6Address` has them, or 0 and the number of an IPv4 address.
+    @inlinable
+    public var numbers: (high: UInt64, low: UInt64) {
+        switch self {
+        case .v4(let address): (0, UInt64(address.rawValue))
+        case .v6(let address): (address.high, address.low)
+        }
+    }
+
     /// The octets in network order: four or sixteen.
     public var octets: [UInt8] {
         switch self {

@@ -109,4 +109,16 @@ struct NetfilterTableGenerationTests {
             #expect(try table.elements() == Set(additions.map(\.element)))
         }
     }
+    @Test func `a set that begins with thousands of elements takes more than as many later`() throws {
+        try Lab.inNamespace {
+            let table = try NetfilterTable(Lab.options)
+            let elements = try (1...6000).map { try Self.connection(UInt16($0)) }
+            let first = elements.prefix(2000)
+            _ = try table.establish(carrying: first.map { TableChange.Addition(element: $0) })
+            try table.apply(TableChange(adding: Array(elements.dropFirst(2000))))
+            #expect(try table.elements() == Set(elements))
+            // Its limit is no reason to make it anew.
+            #expect(try NetfilterTable(Lab.options).establish() == .adopted)
+        }
+    }
 }

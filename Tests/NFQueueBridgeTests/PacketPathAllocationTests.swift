@@ -115,4 +115,41 @@ struct PacketPathAllocationTests {
         #expect(result.observed == 25_000)
         #expect(result.allocated == 0)
     }
+
+    @Test(arguments: Treatment.allCases)
+    func `a flow table allocates nothing for a packet of IPv6`(_ treatment: Treatment) {
+        func endpoint(_ host: UInt64, _ port: UInt16) -> Endpoint {
+            Endpoint(address: .v6(IPv6Address(high: 0x2001_0db8 << 32, low: host)), port: port)
+        }
+        let tuples = (0..<4).map {
+            FourTuple(source: endpoint(2, 1000 + $0), destination: endpoint($0 == 3 ? 9 : 1, 80))
+        }
+        let passage = Passage.translateDestination(endpoint(3, 81))
+        var table = FlowTable(seed: 7, treatment: treatment)
+        table.setMark(1, of: Translation(endpoint: endpoint(3, 81), clientPort: 0))
+        table.set(FlowKey(stage: .prerouting, tuple: tuples[0]), .passage(passage))
+        table.set(FlowKey(stage: .prerouting, tuple: tuples[1]), .awaitSYN(passage))
+        let fresh = tuples.map {
+            TCPSegment(
+                tuple: $0, sequence: SequenceNumber(1), acknowledgement: SequenceNumber(2), flags: .ack, window: 512,
+                payloadLength: 100
+            ).encode()
+        }
+        var packets = fresh
+        var rulings: [Ruling: Int] = [.accept: 0, .acceptMarked: 0, .acceptRewritten: 0, .drop: 0]
+        func judgeAll() {
+            for place in packets.indices {
+                for octet in fresh[place].indices { packets[place][octet] = fresh[place][octet] }
+                var span = packets[place].mutableSpan
+                rulings[
+                    table.judge(&span, stage: .prerouting, checksum: .complete, isWhole: true).ruling, default: 0] += 1
+            }
+        }
+        judgeAll()
+        let before = allocation_count_of_this_thread()
+        for _ in 0..<1000 { judgeAll() }
+        #expect(allocation_count_of_this_thread() == before)
+        let passed: Ruling = treatment == .mark ? .acceptMarked : .acceptRewritten
+        #expect(rulings[passed] == 1001 && rulings[.drop] == 1001 && rulings[.accept] == 2002)
+    }
 }

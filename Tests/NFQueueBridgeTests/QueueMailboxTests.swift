@@ -64,6 +64,20 @@ struct QueueMailboxTests {
         }
     }
 
+    @Test func `a change that is to be made in any case is taken by a thread that is late`() throws {
+        let messages = try QueueLab.inNamespace { () -> [Int] in
+            let log = HandlerLog()
+            let queue = try startQueue(0, log)
+            try QueueLab.divertAll()
+            try LabSocket.udp(host: 2).send(Array("L?".utf8), to: 1, port: 4000)
+            usleep(200_000)
+            queue.postInAnyCase([1])
+            try queue.post([2])
+            return log.messages.withLock { $0 }
+        }
+        #expect(messages == [1, 2])
+    }
+
     @Test func `a change that is not taken in time is withdrawn`() throws {
         let (error, messages) = try QueueLab.inNamespace { () -> (MailboxError?, [Int]) in
             let log = HandlerLog()

@@ -48,14 +48,42 @@ import Wire
         for (key, rule) in dictionary { #expect(table.lookup(key) == rule) }
         for key in dictionary.keys { table.remove(key) }
         #expect(table.count == 0)
+        #expect(table.endpointCount == 0)
         for key in dictionary.keys { #expect(table.lookup(key) == nil) }
     }
 
-    @Test(arguments: Stage.allCases)
-    func `the narrowest rule covers a flow, and every client's only while there is one`(_ stage: Stage) throws {
-        let client = try #require(Endpoint("192.0.2.9:40000"))
-        let other = try #require(Endpoint("192.0.2.10:40000"))
-        let peer = try #require(Endpoint("198.51.100.1:80"))
+    @Test func `flows of IPv6 share the endpoints that they have in common, as long as one has them`() throws {
+        let home = try #require(Endpoint("[2001:db8::1]:443"))
+        let host = try #require(Endpoint("[2001:db8::2]:8443"))
+        func key(_ number: UInt64) -> FlowKey {
+            let client = Endpoint(address: .v6(IPv6Address(high: 0x2001_0db8 << 32 | 1, low: number)), port: 40_000)
+            return FlowKey(stage: .prerouting, tuple: FourTuple(source: client, destination: home))
+        }
+        var table = FlowTable(seed: 7)
+        for number in 0..<100 as Range<UInt64> { table.set(key(number), .passage(.translateDestination(host))) }
+        #expect(table.endpointCount == 2)
+        // The segments of an old connection towards its client, which is registered for that long only.
+        let transit = FlowKey(stage: .prerouting, tuple: key(5).tuple.reversed)
+        table.set(transit, .awaitSYN(.pass))
+        #expect(table.endpointCount == 3)
+        for number in 0..<99 as Range<UInt64> { table.remove(key(number)) }
+        #expect(table.endpointCount == 3)
+        table.remove(transit)
+        table.set(key(99), .passage(.translateDestination(home)))
+        #expect(table.endpointCount == 1)
+        #expect(table.lookup(key(99)) == .passage(.translateDestination(home)))
+        table.remove(key(99))
+        #expect(table.endpointCount == 0)
+    }
+
+    @Test(arguments: Stage.allCases, AddressFamily.allCases)
+    func `the narrowest rule covers a flow, and every client's only while there is one`(
+        _ stage: Stage, _ family: AddressFamily
+    ) throws {
+        func endpoint(_ number: Int, _ port: Int) throws -> Endpoint {
+            try #require(Endpoint(family == .ipv4 ? "192.0.2.\(number):\(port)" : "[2001:db8::\(number)]:\(port)"))
+        }
+        let (client, other, peer) = try (endpoint(9, 40_000), endpoint(10, 40_000), endpoint(1, 80))
         func key(_ client: Endpoint) -> FlowKey {
             let tuple = FourTuple(source: client, destination: peer)
             return FlowKey(stage: stage, tuple: stage == .prerouting ? tuple : tuple.reversed)
