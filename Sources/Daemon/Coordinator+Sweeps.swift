@@ -24,8 +24,8 @@ struct ReplySweeps {
 
 extension Coordinator {
     /// Elements that one transaction lets go, and the pause behind it, in which the loop does other things.
-    private static let portion = 256
-    private static let breath: UInt64 = 10_000_000
+    private static let portion = 128
+    private static let breath: UInt64 = 5_000_000
     /// After the last of them: a SYN that was learnt in the middle of it has been heard of by then.
     private static let epilogue: UInt64 = 100_000_000
 
