@@ -36,6 +36,15 @@ public final class ConntrackTable {
         return all
     }
 
+    /// Calls `body` with every TCP connection, without keeping them. As with `entries`, one that appears or goes meanwhile may
+    /// be missing; one may come twice.
+    public func forEachEntry(_ body: (ConnectionEntry) -> Void) throws(ConntrackError) {
+        _ = try entries { entry in
+            body(entry)
+            return false
+        }
+    }
+
     /// The connection whose initiator sends with this tuple, as it is before any translation; nil when there is none.
     public func entry(original: FourTuple, zone: UInt16 = 0) throws(ConntrackError) -> ConnectionEntry? {
         try look(original, isReply: false, zone: zone)

@@ -257,6 +257,22 @@ public struct QueueCounters: Codable, Hashable, Sendable {
     }
 }
 
+/// What is known of how hosts answer the connections that user space carries.
+public struct ReplyCounters: Codable, Hashable, Sendable {
+    /// Replies that the sessions know of now, of both families.
+    public var learnt: Int
+    /// How many of each family the kernel has room for. Beyond, it does not divert them.
+    public var size: Int
+    /// Replies that were let go since the daemon's start because their connections were over.
+    public var ended: UInt64
+
+    public init(learnt: Int, size: Int, ended: UInt64) {
+        self.learnt = learnt
+        self.size = size
+        self.ended = ended
+    }
+}
+
 public struct ConnectionList: Codable, Hashable, Sendable {
     public var connections: [ConnectionSummary]
     /// What `after` of the next page is; nil on the last one.
@@ -280,7 +296,11 @@ public struct MigrationList: Codable, Hashable, Sendable {
 
 public struct CounterList: Codable, Hashable, Sendable {
     public var queues: [QueueCounters]
-    public init(queues: [QueueCounters]) { self.queues = queues }
+    public var replies: ReplyCounters
+    public init(queues: [QueueCounters], replies: ReplyCounters) {
+        self.queues = queues
+        self.replies = replies
+    }
 }
 
 /// The body of every refusal (RFC 9457): `status` is HTTP's, `exitCode` the command's.

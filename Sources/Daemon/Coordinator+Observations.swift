@@ -62,7 +62,7 @@ extension Coordinator {
     /// have opened would not be found. The same where this daemon had to make the table: the kernel has learnt anew, from any
     /// packet, what connections have that were there before.
     func learnUnheard(before request: MigrationRequest) {
-        let lost = gateway.rings.reduce(0) { $0 + $1.overflows }
+        let lost = gateway.ringOverflows
         let mayBeOlder = mayHaveForgotten && EventLoop.now - askedTable > 1_000_000_000
         do {
             if lost != knownOverflows || mayBeOlder && request.session.scope != .connection {

@@ -149,7 +149,7 @@ extension Coordinator {
     private func observePassing(_ tuple: FourTuple) -> Bool {
         if !pending.switching.isEmpty, let key = session(of: tuple)?.key { commit(before: key) }
         guard let opening = opening(tuple) else { return false }
-        if let reply = opening.reply { sessions.learn(reply.tuple, of: reply.session) }
+        if let reply = opening.reply { learn(reply.tuple, of: reply.session) }
         if opening.isNews, let session = sessions[opening.session] { observeOpening(tuple, session) }
         return true
     }

@@ -64,6 +64,8 @@ actor Coordinator {
     /// Whether the table was made at the start, with sessions that user space carries, and when it was last asked.
     var mayHaveForgotten = false
     var askedTable: UInt64 = 0
+    /// What ends replies whose connections are over.
+    var sweeps = ReplySweeps()
     var events: ConntrackEvents?
     /// Connections that these have announced.
     var announced = AnnouncedConnections()
@@ -179,7 +181,8 @@ actor Coordinator {
                     accepted: counters.accepted, rewritten: counters.rewritten, dropped: counters.dropped,
                     malformed: counters.malformed, truncated: counters.truncated, overruns: counters.overruns,
                     verdictErrors: counters.verdictErrors)
-            })
+            },
+            replies: ReplyCounters(learnt: sessions.replyCount, size: gateway.replySize, ended: sweeps.ended))
     }
 
     // MARK: - A migration's steps

@@ -30,6 +30,8 @@ final class Gateway {
     /// How many there were when the table would not let go of those that nobody needs.
     private var untidyCount = 0
     private static let fewTranslations = 1024
+    /// How many replies of each family the kernel can learn.
+    let replySize: Int
     /// Elements that several sessions share, with the number of sessions that want them.
     private var shared: [TableElement: Int] = [:]
 
@@ -39,10 +41,15 @@ final class Gateway {
 
     init(_ configuration: Configuration) throws {
         treatment = configuration.treatment
-        table = try NetfilterTable(Self.rulesetOptions(configuration))
+        let options = Self.rulesetOptions(configuration)
+        table = try NetfilterTable(options)
+        replySize = Int(Ruleset(options).sets.first { $0.name.purpose == .replies }?.size ?? .max)
         conntrack = try ConntrackTable()
         sockets = try SegmentSocket(mark: configuration.mark)
     }
+
+    /// Observations that were lost because a ring was full.
+    var ringOverflows: UInt64 { rings.reduce(0) { $0 + $1.overflows } }
 
     static func rulesetOptions(_ configuration: Configuration) -> RulesetOptions {
         RulesetOptions(
@@ -219,6 +226,19 @@ final class Gateway {
     private func release(_ change: SessionChange) {
         for element in change.removedElements where element.isShared { _ = increment(element) }
         for (element, _) in change.addedElements where element.isShared { _ = decrement(element) }
+    }
+
+    /// Lets elements go, in `lifetime` seconds, that packets have added and nothing needs. A packet that the kernel learns from
+    /// renews them for days. To take them away at once would leave a connection without its reply that begins at this moment.
+    func letGo(_ elements: [TableElement], in lifetime: UInt32) throws(TableError) {
+        try table.apply(TableChange(remove: elements, add: elements.map { .init(element: $0, lifetime: lifetime) }))
+        // A service's client was counted when it was adopted, or moved.
+        for element in elements where element.isShared { shared[element] = nil }
+    }
+
+    /// Lets them stand again as long as any, whatever has become of them.
+    func keep(learnt elements: [TableElement]) throws(TableError) {
+        try table.apply(TableChange(remove: elements, add: elements.map { .init(element: $0) }))
     }
 
     private func increment(_ element: TableElement) -> Int {

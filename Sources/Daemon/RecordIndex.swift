@@ -18,7 +18,7 @@ struct RecordIndex<Naming: RecordName>: Sendable {
     private static var vacant: UInt32 { .max }
 
     private var slots: [UInt32] = []
-    private var count = 0
+    private(set) var count = 0
 
     var isEmpty: Bool { count == 0 }
 

@@ -107,6 +107,15 @@ struct SessionRecords: Sendable {
         return true
     }
 
+    /// Notes that a reply is that of no connection any more. A session that rests keeps the one that it has.
+    mutating func forget(_ reply: FourTuple, at place: Int) {
+        guard !records[place].form.contains(.resting) else { return }
+        let value = records[place].client
+        // In place, as above.
+        guard values[value]?.replies.remove(reply) != nil, values[value]?.replies.isEmpty ?? false else { return }
+        replace(place, by: self[place])
+    }
+
     private mutating func write(_ session: Session, to place: Int) {
         guard var record = Record(resting: session) else {
             var record = Record()

@@ -97,6 +97,32 @@ package struct SessionTable: Sequence, Sendable {
         hold(reply, by: place)
     }
 
+    /// How many replies the sessions have learnt.
+    package var replyCount: Int { replyHolders.count + answered.count }
+    /// The same without those of sessions of one connection, except where their end is still carried.
+    package var replyCountOfMany: Int { replyHolders.count }
+
+    /// How the connections are answered that sessions of many connections have learnt, scopes `client` and `service`. These
+    /// come and go without their sessions; what one connection has, goes when its session goes on.
+    package var repliesOfMany: [FourTuple] {
+        var replies: [FourTuple] = []
+        replies.reserveCapacity(replyHolders.count)
+        for (reply, key) in replyHolders where key.scope != .connection { replies.append(reply) }
+        return replies
+    }
+
+    /// Whether it is a session of one connection, scope `connection`, that decides how long this reply stands.
+    package func isOfOneConnection(_ reply: FourTuple) -> Bool {
+        replyHolders[reply]?.scope == .connection || ofHostSide.place(of: reply.reversed, in: records) != nil
+    }
+
+    /// No connection is answered with this four-tuple any more. Nothing for a session of one connection.
+    package mutating func forget(_ reply: FourTuple) {
+        guard let key = replyHolders[reply], key.scope != .connection, let place = place(of: key) else { return }
+        replyHolders[reply] = nil
+        records.forget(reply, at: place)
+    }
+
     /// Every session of a client, and every session of all clients; all there are when `client` is nil.
     package func sessions(of client: IPAddress?) -> [Session] {
         guard let client else { return Array(values) }

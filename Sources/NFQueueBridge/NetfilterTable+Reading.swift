@@ -25,6 +25,26 @@ extension NetfilterTable {
         try elements(of: ruleset.sets.filter { $0.key == [.mark] })
     }
 
+    /// Calls `body` with the elements of those sets that packets fill, and with how long ago, in milliseconds, a packet, or
+    /// who added it, last renewed each; those excepted that expire within `lifetime` milliseconds. Each set is read once: of
+    /// one that changes meanwhile some elements may be missing, and some come twice.
+    public func forEachLearnt(
+        lasting lifetime: UInt64 = 0, _ body: (_ element: TableElement, _ age: UInt64) -> Void
+    ) throws(NetlinkError) {
+        for definition in ownSets.filter(\.isDynamic) {
+            let most = UInt64(definition.timeout ?? 0) * 1000
+            let request = NftSet(table: ruleset.tableName, name: definition.name.description)
+            // Other transactions make no difference to an element that is there: NLM_F_DUMP_INTR is no reason to begin again.
+            try unsafe ask(NFT_MSG_GETSETELEM, flags: NLM_F_DUMP) {
+                unsafe request.writeElements(to: $0)
+            } read: { message in
+                unsafe Self.forEachElement(in: message, of: definition.name) { element, remaining in
+                    if remaining >= lifetime { body(element, most - min(remaining, most)) }
+                }
+            }
+        }
+    }
+
     private func elements(of sets: [NamedSet]) throws(NetlinkError) -> Set<TableElement> {
         var all: Set<TableElement> = []
         for definition in sets { try read(definition.name) { all.insert($0).inserted ? .unknown : .known } }
@@ -80,19 +100,20 @@ extension NetfilterTable {
             messages = 0
         } read: { message in
             messages += 1
-            unsafe Self.forEachElement(in: message, of: name) { elements.append($0) }
+            unsafe Self.forEachElement(in: message, of: name) { element, _ in elements.append(element) }
         }
         return (elements, messages)
     }
 
     private static func forEachElement(
-        in message: UnsafePointer<nlmsghdr>, of name: SetName, _ body: (TableElement) -> Void
+        in message: UnsafePointer<nlmsghdr>, of name: SetName,
+        _ body: (_ element: TableElement, _ remaining: UInt64) -> Void
     ) {
         let part = NftSet()
         guard unsafe part.readElements(message) else { return }
-        part.forEachElement { key, data in
+        part.forEachElement { key, data, remaining in
             let value: ElementForm.Value = data.isEmpty ? .none : .octets(data)
-            if let element = ElementForm(set: name, key: key, value: value).element { body(element) }
+            if let element = ElementForm(set: name, key: key, value: value).element { body(element, remaining) }
         }
     }
 
@@ -108,7 +129,9 @@ extension NetfilterTable {
             try unsafe ask(NFT_MSG_GETSETELEM, flags: NLM_F_ACK) {
                 unsafe request.writeElements(to: $0)
             } read: { message in
-                unsafe Self.forEachElement(in: message, of: form.set) { if $0 == element { isThere = true } }
+                unsafe Self.forEachElement(in: message, of: form.set) { found, _ in
+                    if found == element { isThere = true }
+                }
             }
         } catch {
             if error.errno == ENOENT, (try? exists) == true { return false }

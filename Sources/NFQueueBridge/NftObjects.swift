@@ -247,7 +247,8 @@ struct NftSet: ~Copyable {
     }
 
     /// Calls `body` with each element's key and data (empty for a set).
-    func forEachElement(_ body: (_ key: [UInt8], _ data: [UInt8]) -> Void) {
+    /// `remaining`: milliseconds until the element expires by itself; 0 for one that does not.
+    func forEachElement(_ body: (_ key: [UInt8], _ data: [UInt8], _ remaining: UInt64) -> Void) {
         guard let iterator = unsafe nftnl_set_elems_iter_create(handle) else { return }
         defer { unsafe nftnl_set_elems_iter_destroy(iterator) }
         while let element = unsafe nftnl_set_elems_iter_next(iterator) {
@@ -258,7 +259,11 @@ struct NftSet: ~Copyable {
                 else { return [] }
                 return unsafe Array(UnsafeRawBufferPointer(start: start, count: Int(length)))
             }
-            body(octets(NFTNL_SET_ELEM_KEY), octets(NFTNL_SET_ELEM_DATA))
+            // Of an element that stays the library has no such number, and reads it all the same.
+            let expires = UInt16(NFTNL_SET_ELEM_EXPIRATION)
+            let remaining =
+                unsafe nftnl_set_elem_is_set(element, expires) ? nftnl_set_elem_get_u64(element, expires) : 0
+            body(octets(NFTNL_SET_ELEM_KEY), octets(NFTNL_SET_ELEM_DATA), remaining)
         }
     }
 }

@@ -5,8 +5,8 @@ internal import Wire
 
 extension TableChange {
     /// What the kernel has learnt of those four-tuples about whose diversion something changes. It is judged anew.
-    func forgotten() throws(TableError) -> [ElementForm] {
-        var forms: [ElementForm] = []
+    func forgotten() throws(TableError) -> Set<ElementForm> {
+        var forms: Set<ElementForm> = []
         for element in remove + add.map(\.element) {
             let (purpose, tuple): (SetName.Purpose, FourTuple)
             switch element {
@@ -16,7 +16,7 @@ extension TableChange {
             }
             guard SetName.ofMarks.contains(SetName(purpose, tuple.source.address.family)) else { continue }
             do throws(MixedFamilies) {
-                forms.append(try ElementForm(tuple, in: purpose, for: element))
+                forms.insert(try ElementForm(tuple, in: purpose, for: element))
             } catch {
                 throw .mixedFamilies(error)
             }

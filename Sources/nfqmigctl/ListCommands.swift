@@ -122,6 +122,7 @@ struct Counters: AsyncParsableCommand {
                     "\($0.dropped)", "\($0.overruns)",
                 ]
             })
+        emit("learnt replies: \(list.replies.learnt), with room for \(list.replies.size) of each family\n")
     }
 }
 

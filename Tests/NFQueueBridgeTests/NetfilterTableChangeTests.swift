@@ -109,6 +109,27 @@ struct NetfilterTableChangeTests {
         }
     }
 
+    @Test func `what packets fill is read with its age, except for what is about to go`() throws {
+        try withTable { table in
+            let replies = try (1...3).map { try Lab.tuple("198.18.2.7:80", "198.18.1.2:\($0)") }
+            let peer = TableElement.icmpPeer(replies[0].destination.address)
+            let six = TableElement.reply(try Lab.tuple("[2001:db8:2::7]:80", "[2001:db8:1::2]:1"))
+            try table.apply(TableChange(adding: [.reply(replies[0]), peer, six, .involved(replies[0].source.address)]))
+            // As if a packet had come four days ago.
+            try table.apply(TableChange(adding: [.reply(replies[1])], lifetime: 86_400))
+            try table.apply(TableChange(adding: [.reply(replies[2])], lifetime: 5))
+            var ages: [TableElement: UInt64] = [:]
+            try table.forEachLearnt(lasting: 10_000) { ages[$0] = $1 / 60_000 }
+            #expect(ages == [.reply(replies[0]): 0, peer: 0, six: 0, .reply(replies[1]): 4 * 24 * 60])
+            // One that is there may be given another lifetime, at once.
+            try table.apply(
+                TableChange(remove: [peer, six], add: [.init(element: peer, lifetime: 5), .init(element: six)]))
+            ages = [:]
+            try table.forEachLearnt(lasting: 10_000) { ages[$0] = $1 / 60_000 }
+            #expect(Set(ages.keys) == [.reply(replies[0]), six, .reply(replies[1])])
+        }
+    }
+
     @Test func `an element with a lifetime goes by itself and one without stays`() throws {
         try withTable { table in
             let tuple = try Lab.tuple("198.18.1.2:1", "198.18.2.6:2")
@@ -190,6 +211,10 @@ struct NetfilterTableChangeTests {
             try table.apply(TableChange(remove: [reply(5), reply(300_002)]))
             #expect(try table.elements().count == 262_143)
             try table.apply(TableChange(adding: [reply(300_000)]))
+            // As a sweep lets elements go: there is room for those in whose place they come.
+            let letGo = (0..<3).map { TableChange.Addition(element: reply($0), lifetime: 9) }
+            try table.apply(TableChange(remove: letGo.map(\.element), add: letGo))
+            #expect(try table.elements().count == 262_144)
         }
     }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Scope service: one command moves every client of a home, and who comes later goes to the new host too; a narrower binding
-stays and wins. Both datapaths, both families; at the end everybody is home and nothing is left."""
+stays and wins. Both datapaths, both families; at the end everybody is home and nothing is left. What the kernel has learnt from
+connections goes with them."""
 
 import os
 import select
@@ -22,6 +23,7 @@ from stage import Stage
 
 PORT = 7000
 ADDRESSES, EACH = 6, 5
+SHORT = 600
 
 
 def client_address(family, index):
@@ -229,6 +231,62 @@ def early(case, stage, datapath):
     stage.clean(case, ": " + what)
 
 
+def short(case, stage, family):
+    """What the kernel has learnt from a connection's packets goes when the connection has gone, and not before."""
+    what = "IPv%d, %d short connections" % (family, SHORT)
+    lab, daemon = stage.lab, stage.daemon
+    home, b = endpoint(lab.home(family), PORT), address("b", family)
+    answer = daemon.ctl("migrate", "--from", home, "--to", b, "--scope", "service", "--datapath", "queue", "--wait", "--json")
+    case.equal((answer.code, answer["outcome"]), (0, "proven"), what + ": the service is bound")
+    crowd = Crowd(lab, family)
+
+    def learnt(purpose="replies"):
+        return [each[1] for each in elements(lab) if each[0] == "%s%d" % (purpose, family)]
+
+    def known():
+        return daemon.ctl("counters", "--json")["replies"]
+
+    try:
+        # One says nothing all the time, the other one does.
+        silent, busy = crowd.add(client_address(family, 0)), crowd.add(client_address(family, 1))
+        # A port that was reset may be taken twice: hence a few less.
+        before = known()
+        for index in range(SHORT):
+            each = Member(crowd, client_address(family, 2 + index % 4), 0)
+            # Every second one ends with a RST, the others as they should: these are in TIME_WAIT.
+            if index % 2:
+                abort(each.socket)
+            else:
+                each.socket.close()
+        began = time.monotonic()
+        port = silent.socket.getsockname()[1]
+        case.ok(len(learnt()) >= SHORT - 20 and len(learnt("icmp_peer")) == 6, what + ": each has left its reply",
+                lambda: "%d, %d" % (len(learnt()), len(learnt("icmp_peer"))))
+        case.ok(known()["learnt"] >= SHORT - 20, what + ": and the counters say so", lambda: str(known()))
+        lost = []
+        while len(learnt()) > 2 and time.monotonic() < began + 100:
+            lost += [busy.works()] if busy.works() is not True else []
+            time.sleep(1)
+        case.equal(lost, [], what + ": a connection goes on all the time")
+        left = learnt()
+        case.ok(len(left) == 2 and any(", %d]" % port in each for each in left),
+                what + ": their replies are gone, those of connections that are there are not", lambda: "%d: %s" % (
+                    len(left), left[:5]))
+        case.note("%.0f s after the last one" % (time.monotonic() - began))
+        case.equal(len(learnt("icmp_peer")), 2, what + ": so are their clients")
+        case.ok(known()["learnt"] == 2 and known()["ended"] >= before["ended"] + SHORT - 20, what + ": the daemon knows that",
+                lambda: "%s, %s" % (before, known()))
+        case.equal(silent.works(), True, what + ": who was silent still has its connection")
+        case.equal(crowd.served([crowd.add(client_address(family, 2))], "B"), [], what + ": and who comes again is on B")
+        answer = daemon.ctl("return", "--from", home, "--scope", "service", "--wait", "--json")
+        case.equal((answer.code, answer["outcome"]), (0, "proven"), what + ": the service returns home, proven")
+        case.equal(len(answer["connections"] or ()), 3, what + ": with the connections that are there")
+    finally:
+        for each in crowd.members:
+            abort(each.socket)
+    stage.clean(case, ": " + what)
+
+
 def refusals(case, stage):
     home, b = endpoint(stage.lab.home(4), PORT), address("b")
     before = elements(stage.lab)
@@ -255,6 +313,7 @@ def body(case):
                 one(case, stage, family, datapath)
                 stage.clean(case, ": IPv%d, %s" % (family, datapath))
             early(case, stage, datapath)
+        short(case, stage, 4)
         refusals(case, stage)
         stage.clean(case)
         stage.healthy(case)
