@@ -79,7 +79,7 @@ extension Coordinator {
     private func add(_ decided: PendingWork.Switch) {
         pending.switches.append(decided)
         pending.switching.insert(decided.to.key)
-        if let tuple = decided.to.hostSide { pending.hostSides[tuple] = decided.to.key }
+        if let tuple = decided.to.hostSide ?? decided.to.homeSide { pending.hostSides[tuple] = decided.to.key }
     }
 
     private func commitSwitches() {

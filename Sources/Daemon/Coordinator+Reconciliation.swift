@@ -100,6 +100,11 @@ extension Coordinator {
             comparison == .everything || dropped.contains($0) || $0.isLearnt || $0.isOfTranslation
         }
         change.add = reckoning.missing
+        if comparison == .everything {
+            // The daemon before may have ended between any two steps, and others may have changed the table.
+            change.forgetsAll = true
+            change.renewsEntrances = true
+        }
         if !change.isEmpty { try gateway.table.apply(change) }
         logger.notice(
             "\(sessions.count) sessions; table: \(change.add.count) elements added, \(change.remove.count) removed",

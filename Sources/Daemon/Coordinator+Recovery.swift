@@ -132,8 +132,8 @@ extension Coordinator {
         standing[key, default: []].insert(entry.id)
         awaitingReconnect.insert(entry.id, key)
         running.note("resumed", "by a daemon that started anew")
-        for connection in connections {
-            // The entry may not have been forgotten yet.
+        for connection in connections where session.transits[connection.clientSide]?.migration == entry.id {
+            // The entry may not have been forgotten yet. Of a connection that a later migration has moved on it is another one's.
             if let stale = try? gateway.conntrack.entry(original: connection.clientSide),
                 stale.reply.source == connection.serverSide.destination
             {

@@ -155,6 +155,9 @@ public struct Session: Hashable, Sendable {
         return FourTuple(source: source, destination: binding.host)
     }
 
+    /// Client → home, as home has it, of a session of scope `connection` that home itself serves.
+    public var homeSide: FourTuple? { binding == nil && key.scope == .connection ? key.original : nil }
+
     /// What conntrack has as the original four-tuple of this session's connection: user space translates before conntrack
     /// looks, the kernel's NAT behind it. With port 0 where any port of the client is meant.
     public var tracked: FourTuple {
@@ -302,6 +305,11 @@ public struct SessionChange: Sendable {
     public var setFlows: [(key: FlowKey, rule: FlowRule)] = []
     /// Flow rules to remove after it.
     public var removedFlows: [FlowKey] = []
+    /// Four-tuples client → home that another host serves from now on, or in another way: what user space has said about their
+    /// packets before holds no longer.
+    public var turned: Set<FourTuple> = []
+    /// Homes with a binding of many connections of which the same is true. Some of these nobody may have located.
+    public var turnedHomes: Set<IPAddress> = []
 
     init() {}
 
@@ -327,6 +335,10 @@ public struct SessionChange: Sendable {
         let newFlows = new.flows()
         for (key, rule) in newFlows where oldFlows[key] != rule { setFlows.append((key, rule)) }
         for key in oldFlows.keys where newFlows[key] == nil { removedFlows.append(key) }
+        guard old.binding != new.binding else { return }
+        for key in [old.key, new.key] {
+            if key.scope == .connection { turned.insert(key.original) } else { turnedHomes.insert(key.home.address) }
+        }
     }
 
     /// Several changes of different sessions, made as one.
@@ -337,6 +349,10 @@ public struct SessionChange: Sendable {
         // What one session leaves, another may have taken.
         let taken = Set(setFlows.map(\.key))
         removedFlows = changes.flatMap(\.removedFlows).filter { !taken.contains($0) }
+        for change in changes {
+            turned.formUnion(change.turned)
+            turnedHomes.formUnion(change.turnedHomes)
+        }
     }
 
     public var isEmpty: Bool {

@@ -99,14 +99,17 @@ public final class NetfilterTable {
 
     /// Takes note of a change that is about to be made.
     ///
-    /// - Returns: the sets that will have elements, if the change opens or closes one of the entrances.
+    /// - Returns: the sets that will have elements, if the change opens or closes one of the entrances, or if it is not certain
+    ///   that the rules there are what they should be.
     private func entrancesChanged(by change: TableChange) throws(TableError) -> Set<SetName>? {
-        guard Entrances.concern(change) else { return nil }
+        guard Entrances.concern(change) || change.renewsEntrances else { return nil }
+        // Whoever has changed the table meanwhile may have taken the rules away.
+        let isCertain = entrances != nil && !change.renewsEntrances
         if entrances == nil { entrances = try wrap { () throws(NetlinkError) in try readEntrances() } }
         let before = entrances?.open
         entrances?.apply(change)
         let after = entrances?.open
-        return after == before ? nil : after
+        return isCertain && after == before ? nil : after
     }
 
     private func carryOut(_ change: TableChange) throws(TableError) {
@@ -135,7 +138,7 @@ public final class NetfilterTable {
                 write(form, NFT_MSG_NEWSETELEM, lifetime: change.add[index].lifetime, to: &batch)
                 origins.append(.addition(index))
             }
-            if ruleset.carries, change.endsTranslations { flushCarried(in: &batch) }
+            if ruleset.carries, change.forgetsAll || change.endsTranslations { flushCarried(in: &batch) }
             if let open {
                 // The statement that queues is in none of these chains.
                 var encoder = NftRulesetEncoder(ruleset, queueStatement: .native)
@@ -330,6 +333,7 @@ public final class NetfilterTable {
             if let next = outcome.generation {
                 // Anybody else's transaction since the last of ours shows as a gap.
                 if let known = generation, next != NetfilterTable.generation(after: known) { generation = nil }
+                if let known = latestGeneration, next != NetfilterTable.generation(after: known) { entrances = nil }
                 if generation != nil { generation = next }
                 latestGeneration = next
             }

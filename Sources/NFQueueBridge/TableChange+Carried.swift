@@ -4,10 +4,11 @@ internal import Ruleset
 internal import Wire
 
 extension TableChange {
-    /// What the kernel has learnt of those four-tuples about whose diversion something changes. It is judged anew.
+    /// What the kernel has learnt of those four-tuples about whose diversion something changes, and of those that it is to
+    /// forget. It is judged anew.
     func forgotten() throws(TableError) -> Set<ElementForm> {
         var forms: Set<ElementForm> = []
-        for element in remove + add.map(\.element) {
+        for element in remove + add.map(\.element) + forget.map({ .divertConnection($0) }) {
             let (purpose, tuple): (SetName.Purpose, FourTuple)
             switch element {
             case .divert(let flow), .divertConnection(let flow): (purpose, tuple) = (.carried, flow)
@@ -24,12 +25,11 @@ extension TableChange {
         return forms
     }
 
-    /// Whether a home, a host or a translation is no longer one: SYNs of its connections may pass unseen from now on, or a
-    /// number come to mean something else.
+    /// Whether a translation is no longer one: its number may come to mean something else.
     var endsTranslations: Bool {
         remove.contains {
             switch $0 {
-            case .icmpHome, .answering, .endpointAddress, .endpointPort, .clientPort: true
+            case .endpointAddress, .endpointPort, .clientPort: true
             default: false
             }
         }

@@ -77,6 +77,12 @@ public struct TableChange: Sendable, Equatable {
     /// What must be there afterwards; done after the removals, so an element whose value or lifetime is to change is
     /// in both lists. Adding what is already there with the same value succeeds; with another value it is an error.
     public var add: [Addition]
+    /// Four-tuples, as their packets arrive, whose translation the kernel is not to carry on with: user space judges the next packet.
+    public var forget: Set<FourTuple> = []
+    /// The same for all of them.
+    public var forgetsAll = false
+    /// The rules at the entrances are written anew, whether or not they should be there already.
+    public var renewsEntrances = false
 
     public init(remove: [TableElement] = [], add: [Addition] = []) {
         self.remove = remove
@@ -88,7 +94,7 @@ public struct TableChange: Sendable, Equatable {
         self.init(add: elements.map { Addition(element: $0, lifetime: lifetime) })
     }
 
-    public var isEmpty: Bool { remove.isEmpty && add.isEmpty }
+    public var isEmpty: Bool { remove.isEmpty && add.isEmpty && forget.isEmpty && !forgetsAll && !renewsEntrances }
 }
 
 extension TableElement: CustomStringConvertible {

@@ -308,19 +308,22 @@ struct NetfilterTablePacketTests {
                 }
                 #expect(try seen("A") == untouched)
             }
-            // The end of a single connection, of its reply, of any home or host, and of any translation.
+            // The end of its reply and of its binding, a change of its host, and of many's, and the end of any translation.
             let reply = try Lab.tuple("\(ends.host):8443", "\(ends.client):5000")
             try table.apply(TableChange(remove: [.reply(reply)]))
             #expect(try back("A") == ["client \(ends.host):8443>\(ends.client):5000 A 9 1"])
             let another = try Lab.endpoint("198.18.2.9:1").address
-            for gone in [
-                .divertConnection(tuple), .icmpHome(another), .answering(another),
-                .endpointAddress(number: 9, another),
-            ] as [TableElement] {
+            var (turn, turnAll) = (TableChange(), TableChange())
+            turn.forget = [tuple]
+            turnAll.forgetsAll = true
+            for change in [
+                TableChange(remove: [.divertConnection(tuple)]), turn, turnAll,
+                TableChange(remove: [.endpointAddress(number: 9, another)]),
+            ] {
                 #expect(try seen("S", 1) == toHost("S 1"))
                 #expect(try seen("A") == toHost("A 7"))
-                try table.apply(TableChange(remove: [gone]))
-                #expect(try seen("A") == untouched, "\(gone)")
+                try table.apply(change)
+                #expect(try seen("A") == untouched, "\(change)")
             }
         }
     }

@@ -76,6 +76,34 @@ struct NetfilterTableTests {
         }
     }
 
+    @Test func `rules at an entrance that another program has taken away come back`() throws {
+        try Lab.inNamespace {
+            let involved = try Lab.everyEntrance()[0]
+            let other = TableElement.involved(try Lab.endpoint("198.18.2.9:1").address)
+            func stands() throws -> Bool {
+                try Lab.shell("nft list chain inet nfqmigd prerouting_raw").contains("@involved4 goto")
+            }
+            var table = try NetfilterTable(Lab.options)
+            _ = try table.establish()
+            try table.apply(TableChange(adding: [involved]))
+            // Noticed by the gap that it leaves.
+            try Lab.nft("flush chain inet nfqmigd prerouting_raw")
+            try table.apply(TableChange(adding: [.guarded(try Lab.tuple("198.18.1.2:1", "198.18.2.6:2"))]))
+            try table.apply(TableChange(adding: [other]))
+            #expect(try stands())
+            // By a new owner, with its first change of these sets, and when it wants to be certain.
+            for change in [TableChange(remove: [other]), TableChange()] {
+                try Lab.nft("flush chain inet nfqmigd prerouting_raw")
+                table = try NetfilterTable(Lab.options)
+                #expect(try table.establish() == .adopted)
+                var change = change
+                change.renewsEntrances = change.remove.isEmpty
+                try table.apply(change)
+                #expect(try stands())
+            }
+        }
+    }
+
     @Test(.enabled(if: NetfilterTableLab.hasNativeQueue, "this kernel lacks nft_queue"))
     func `nft accepts the text with its own queue statement`() throws {
         try Lab.inNamespace { _ = try Lab.shell("nft -c -f -", input: Ruleset(Lab.options).text()) }
