@@ -379,6 +379,30 @@ import Wire
         #expect(SessionChange(from: bound, to: unbound).removedElements.contains(.reply(reply)))
     }
 
+    @Test func `what user space has said of a connection ends with the binding, of many connections for all of them`() {
+        let keys = [
+            SessionKey(client: Cast.client.address, clientPort: Cast.client.port, home: Cast.home),
+            SessionKey(client: Cast.client.address, clientPort: nil, home: Cast.home),
+            SessionKey(client: nil, clientPort: nil, home: Cast.home),
+        ]
+        for key in keys {
+            let none = Session(key: key)
+            var (onB, onD) = (none, none)
+            onB.binding = Binding(host: Cast.b, datapath: .queue)
+            onD.binding = Binding(host: Cast.d, datapath: .queue)
+            for (from, to) in [(none, onB), (onB, onD), (onD, none)] {
+                let change = SessionChange(joining: [SessionChange(from: from, to: to)])
+                #expect(change.turned == (key.scope == .connection ? [key.original] : []))
+                #expect(change.turnedHomes == (key.scope == .connection ? [] : [Cast.home.address]))
+            }
+            var stopped = onB
+            stopped.transits[Cast.connection.clientSide] = StandingTransit(
+                transit: .frozen, host: Cast.home, lifetime: 60, migration: 1)
+            let change = SessionChange(from: onB, to: stopped)
+            #expect(change.turned == [] && change.turnedHomes == [])
+        }
+    }
+
     @Test func `the queue datapath's binding outlives its transit on the same four-tuple`() {
         var driver = MigrationDriver(Cast.request(to: Cast.b, datapath: .queue))
         driver.tell(.requested)
