@@ -99,8 +99,11 @@ extension Coordinator {
             return endSweep()
         }
         let ending = part.elements.filter { !isClaimed($0) }
+        let connections = ending.compactMap { element -> FourTuple? in
+            if case .reply(let reply) = element { sessions.connection(answeredBy: reply) } else { nil }
+        }
         do {
-            try gateway.letGo(ending, in: ReplySweep.patience)
+            try gateway.letGo(ending, of: connections, in: ReplySweep.patience)
         } catch {
             logger.error("what was learnt cannot be let go: \(error)")
             return endSweep()

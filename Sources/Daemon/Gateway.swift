@@ -234,8 +234,15 @@ final class Gateway {
 
     /// Lets elements go, in `lifetime` seconds, that packets have added and nothing needs. A packet that the kernel learns from
     /// renews them for days. To take them away at once would leave a connection without its reply that begins at this moment.
-    func letGo(_ elements: [TableElement], in lifetime: UInt32) throws(TableError) {
-        try table.apply(TableChange(remove: elements, add: elements.map { .init(element: $0, lifetime: lifetime) }))
+    ///
+    /// - Parameter connections: client → home, as far as known, of the replies among them. Their client's next packet is
+    ///   judged: if there is one after all, the kernel learns its reply from it.
+    func letGo(
+        _ elements: [TableElement], of connections: [FourTuple], in lifetime: UInt32
+    ) throws(TableError) {
+        var change = TableChange(remove: elements, add: elements.map { .init(element: $0, lifetime: lifetime) })
+        change.forget = Set(connections)
+        try table.apply(change)
         // A service's client was counted when it was adopted, or moved.
         for element in elements where element.isShared { shared[element] = nil }
     }

@@ -116,6 +116,12 @@ package struct SessionTable: Sequence, Sendable {
         replyHolders[reply]?.scope == .connection || ofHostSide.place(of: reply.reversed, in: records) != nil
     }
 
+    /// The connection, client → home, of many that is answered with this four-tuple.
+    package func connection(answeredBy reply: FourTuple) -> FourTuple? {
+        guard let key = replyHolders[reply], key.scope != .connection else { return nil }
+        return FourTuple(source: reply.destination, destination: key.home)
+    }
+
     /// No connection is answered with this four-tuple any more. Nothing for a session of one connection.
     package mutating func forget(_ reply: FourTuple) {
         guard let key = replyHolders[reply], key.scope != .connection, let place = place(of: key) else { return }

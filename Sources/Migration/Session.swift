@@ -335,7 +335,14 @@ public struct SessionChange: Sendable {
         let newFlows = new.flows()
         for (key, rule) in newFlows where oldFlows[key] != rule { setFlows.append((key, rule)) }
         for key in oldFlows.keys where newFlows[key] == nil { removedFlows.append(key) }
-        guard old.binding != new.binding else { return }
+        guard old.binding != new.binding else {
+            // Nor does the client's direction without its reply: who speaks next is judged, and learnt from.
+            guard new.key.scope != .connection, old.replies != new.replies else { return }
+            for reply in old.replies.subtracting(new.replies) {
+                turned.insert(FourTuple(source: reply.destination, destination: new.key.home))
+            }
+            return
+        }
         for key in [old.key, new.key] {
             if key.scope == .connection { turned.insert(key.original) } else { turnedHomes.insert(key.home.address) }
         }

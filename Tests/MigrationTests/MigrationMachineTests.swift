@@ -400,6 +400,11 @@ import Wire
                 transit: .frozen, host: Cast.home, lifetime: 60, migration: 1)
             let change = SessionChange(from: onB, to: stopped)
             #expect(change.turned == [] && change.turnedHomes == [])
+            // Nor is one carried to a host whose answers are not.
+            var answered = onB
+            answered.replies = [FourTuple(source: Cast.b, destination: Cast.client)]
+            let end = SessionChange(from: answered, to: onB)
+            #expect(end.turned == (key.scope == .connection ? [] : [Cast.connection.clientSide]))
         }
     }
 
