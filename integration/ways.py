@@ -145,7 +145,7 @@ class Rewrite(Bound):
 
 
 class Mark(Bound):
-    name, title = "mark", "nfqmigd, datapath queue: rewritten by the kernel, from a mark"
+    name, title = "mark", "nfqmigd, datapath queue: judged once, carried by the kernel"
     settings = {"treatment": "mark"}
 
 
