@@ -39,6 +39,12 @@ def counted(stage):
     return queue_packets(stage.lab), sum(queue["packets"] for queue in stage.daemon.counters() or ())
 
 
+def missing(stage):
+    """Packets that have come to the gateway from the client, and have not left it towards B."""
+    links = {link["ifname"]: link["stats64"] for link in json.loads(stage.lab.run("g", "ip", "-s", "-j", "link").stdout)}
+    return links["to-c"]["rx"]["packets"] - links["to-b"]["tx"]["packets"]
+
+
 def body(case):
     with Stage([PORT]) as stage:
         iperf_server = stage.lab.spawn("b", ["iperf3", "-s", "-p", str(IPERF)], stdout=subprocess.DEVNULL,
@@ -59,12 +65,11 @@ def body(case):
 
         skeleton, standing = table_skeleton(stage.lab), sorted(each[1] for each in elements(stage.lab))
         case.ok(bool(standing), "the table holds the binding")
-        # A busy machine, or one whose processors are lent to others, loses segments by itself, now and then a whole large packet;
-        # what the daemon's death costs, it costs each time. So the least of the one is held against the most of the other.
-        undisturbed, losses = [plain_lost], []
-        for attempt in range(3):
-            if attempt:
-                undisturbed.append(Iperf(stage, 10).result()[1])
+        # What TCP sends again it has not always lost: on two processors segments overtake each other, and a busy machine makes
+        # that common. So the gateway's own links are asked. What the daemon's death costs, it costs each time.
+        losses = []
+        for _ in range(3):
+            before_loss = missing(stage)
             running = Iperf(stage, 12)
             time.sleep(3)
             stage.daemon.kill()
@@ -74,19 +79,17 @@ def body(case):
             case.equal(table_skeleton(stage.lab), skeleton, "the restarted daemon adopts it: all handles are the same")
             case.equal(sorted(each[1] for each in elements(stage.lab)), standing, "and so are the elements")
             disturbed, lost, error = running.result()
-            losses.append(lost)
-            if min(losses) <= max(undisturbed) + 5:
+            losses.append(missing(stage) - before_loss)
+            if losses[-1] <= 5:
                 break
         case.ok(error is None and len(disturbed) >= 23, "iperf3 runs on through both", error)
         least = min(disturbed[1:-1], default=0)
         middle = sorted(plain)[len(plain) // 2]
         case.ok(least > middle / 2, "no half second of it stalled",
                 "octets per half second: %s; undisturbed median %d" % (disturbed, middle))
-        case.note("octets in the slowest half second %d, undisturbed median %d; retransmissions %s in 12 s, %s in 10 s "
-                  "undisturbed" % (least, middle, losses, undisturbed))
-        case.ok(min(losses) <= max(undisturbed) + 5,
-                "and not a segment more was retransmitted than undisturbed, give or take five",
-                "%s in 12 s, %s in 10 s undisturbed" % (losses, undisturbed))
+        case.note("octets in the slowest half second %d, undisturbed median %d; retransmissions %d in 12 s, %d in 10 s "
+                  "undisturbed" % (least, middle, lost, plain_lost))
+        case.ok(min(losses) <= 5, "and the gateway loses none of its packets, give or take five", "%s of some 200,000" % losses)
         listed = stage.daemon.sessions() or []
         case.ok(any(session["host"] == endpoint(address("b"), IPERF) for session in listed),
                 "the restarted daemon knows the session", lambda: str(listed))
