@@ -8,7 +8,8 @@ public import Wire
 public enum Datapath: String, Hashable, Sendable, Codable, CaseIterable {
     /// The kernel's NAT; user space sees the first segments of a migration and nothing afterwards.
     case kernel
-    /// Every packet passes user space, which rewrites addresses and ports itself.
+    /// User space judges the packets, without the kernel's NAT: all of them, or with treatment `mark` those of which the kernel
+    /// has not learnt what to write.
     case queue
 }
 

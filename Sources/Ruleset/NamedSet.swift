@@ -47,8 +47,8 @@ public enum DataType: UInt32, Hashable, Sendable {
 public struct SetName: Hashable, Sendable, CustomStringConvertible {
     /// What membership means. The raw values are the names without the family.
     public enum Purpose: String, Hashable, Sendable, CaseIterable {
-        /// Set: destination addresses of packets that one of the five following sets, or `icmpHome`, may have. What goes
-        /// elsewhere is not looked at any further.
+        /// Set: destination addresses of packets that one of the following, down to `divertService`, or `icmpHome`, may have. What
+        /// goes elsewhere is not looked at any further.
         case involved
         /// Set: four-tuples that go to a queue before anything else is asked: transit of an old connection.
         case divert

@@ -4,8 +4,8 @@ public import Wire
 
 /// One element of one of our sets or maps. All addresses of an element are of one family.
 public enum TableElement: Hashable, Sendable {
-    /// Packets to this address are looked up in `divert`, `guard`, `credit`, `divertClient`, `divertService` and `icmpHome`; those
-    /// elements work only beside this one.
+    /// Packets to this address are looked up in `divert`, `divertConnection`, `divertClient`, `divertService`, `guard`, `credit` and
+    /// `icmpHome`; those elements work only beside this one.
     case involved(IPAddress)
     /// Segments with this four-tuple, as they arrive at the gateway, go to a queue, whatever else is known of it.
     case divert(FourTuple)
