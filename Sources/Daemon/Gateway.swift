@@ -214,16 +214,18 @@ final class Gateway {
     /// The table change for a session's change: an element that another session needs as well stays.
     private func claim(_ change: SessionChange) -> TableChange {
         var tableChange = TableChange()
-        let before = change.carriedHomes { shared[.icmpHome($0)] != nil }
+        // Of no home without a binding of datapath `queue` the kernel carries a connection: neither before the change nor after it.
+        let homes = change.turnedHomes.union(change.turned.lazy.map(\.destination.address))
+        var carried = homes.filter { shared[.icmpHome($0)] != nil }
         for element in change.removedElements where !element.isShared || decrement(element) == 0 {
             tableChange.remove.append(element)
         }
         for (element, lifetime) in change.addedElements where !element.isShared || increment(element) == 1 {
             tableChange.add.append(.init(element: element, lifetime: lifetime))
         }
-        let homes = before.union(change.carriedHomes { shared[.icmpHome($0)] != nil })
-        tableChange.forget = change.turned.filter { homes.contains($0.destination.address) }
-        tableChange.forgetsAll = !change.turnedHomes.isDisjoint(with: homes)
+        carried.formUnion(homes.filter { shared[.icmpHome($0)] != nil })
+        tableChange.forget = change.turned.filter { carried.contains($0.destination.address) }
+        tableChange.forgetsAll = !change.turnedHomes.isDisjoint(with: carried)
         return tableChange
     }
 
@@ -300,14 +302,6 @@ private final class InitialFlows: Sendable {
             }
         }
         return flows
-    }
-}
-
-extension SessionChange {
-    /// Of the homes whose connections get another host, those with bindings of datapath `queue`: the kernel may be carrying
-    /// connections to no other.
-    fileprivate func carriedHomes(where isCarried: (IPAddress) -> Bool) -> Set<IPAddress> {
-        Set(turned.map(\.destination.address)).union(turnedHomes).filter(isCarried)
     }
 }
 
