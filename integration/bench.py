@@ -21,6 +21,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 
 import control
 import figures
@@ -55,9 +56,16 @@ def sample(way, load, seconds, calls=False):
     return result
 
 
+def chosen(names, among, what):
+    """Those of `among` with these names, separated by commas."""
+    absent = [name for name in names.split(",") if name not in among]
+    if absent:
+        sys.exit("bench.py: there is no %s %s: there are %s." % (what, " or ".join(absent), ", ".join(among)))
+    return [among[name] for name in names.split(",")]
+
+
 def measure(options):
-    ways = [WAYS[name] for name in options.ways.split(",")]
-    loads = [LOADS[name] for name in options.loads.split(",")]
+    ways, loads = chosen(options.ways, WAYS, "way"), chosen(options.loads, LOADS, "load")
     skipped = {way.name: way.missing() for way in ways if way.missing()}
     for name, reason in skipped.items():
         print("skipped: %s: %s" % (name, reason), file=sys.stderr)
@@ -65,6 +73,10 @@ def measure(options):
     calls = {name: {} for name in samples}
     with contextlib.ExitStack() as stack:
         stage = [stack.enter_context(WAYS[name](options.offload == "on")) for name in samples]
+        for way in stage:
+            sample(way, LOADS["connect"], 0.2)
+        # The daemon reads conntrack's events until four seconds after the client of a migration is back.
+        time.sleep(6)
         for number in range(options.rounds):
             for load in loads:
                 random.shuffle(stage)

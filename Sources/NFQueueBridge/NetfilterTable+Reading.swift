@@ -62,14 +62,32 @@ extension NetfilterTable {
         for definition in ownSets { try read(definition.name, note) }
     }
 
-    /// What is in the sets at the entrances. Of a table that is not there: nothing.
+    /// What the rules at the entrances depend on. Of a table that is not there: nothing.
     func readEntrances() throws(NetlinkError) -> Entrances {
         do throws(NetlinkError) {
-            return Entrances(try elements(of: ruleset.sets.filter { SetName.entrances.contains($0.name) }))
+            var translating: Set<SetName> = []
+            for name in SetName.ofNAT where try hasElements(name) { translating.insert(name) }
+            let sets = ruleset.sets.filter { SetName.entrances.contains($0.name) }
+            return Entrances(try elements(of: sets), translating: translating)
         } catch {
             if error.errno == ENOENT { return Entrances([]) }
             throw error
         }
+    }
+
+    /// Whether there is anything in this set.
+    private func hasElements(_ name: SetName) throws(NetlinkError) -> Bool {
+        let request = NftSet(table: ruleset.tableName, name: name.description)
+        var isEmpty = true
+        // The rest of a long answer stays unread, so it goes with a socket of its own.
+        try unsafe ask(NFT_MSG_GETSETELEM, flags: NLM_F_DUMP, through: try NetlinkSocket()) {
+            unsafe request.writeElements(to: $0)
+        } read: { message in
+            unsafe Self.forEachElement(in: message, of: name) { _, _ in isEmpty = false }
+        } isEnough: {
+            !isEmpty
+        }
+        return !isEmpty
     }
 
     /// The kernel's hash table may be growing while it is dumped. A dump of several messages goes on after so-and-so
@@ -211,6 +229,16 @@ extension NetfilterTable {
         _ type: nf_tables_msg_types, flags: Int32, write: (UnsafeMutablePointer<nlmsghdr>) -> Void,
         read: (UnsafePointer<nlmsghdr>) -> Void
     ) throws(NetlinkError) -> Bool {
+        try unsafe ask(type, flags: flags, through: socket, write: write, read: read) { false }
+    }
+
+    /// The same through a certain socket, up to where it `isEnough`; if that is before the last answer, the socket is of no more use.
+    @discardableResult
+    private func ask(
+        _ type: nf_tables_msg_types, flags: Int32, through socket: borrowing NetlinkSocket,
+        write: (UnsafeMutablePointer<nlmsghdr>) -> Void, read: (UnsafePointer<nlmsghdr>) -> Void,
+        isEnough: () -> Bool
+    ) throws(NetlinkError) -> Bool {
         let sequence = nextSequence()
         let octets = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
         defer { unsafe octets.deallocate() }
@@ -236,7 +264,7 @@ extension NetfilterTable {
             }
             if unsafe Int32(answer.pointee.nlmsg_type) == NLMSG_DONE { return true }
             unsafe read(answer)
-            return false
+            return isEnough()
         }
         return isConsistent
     }

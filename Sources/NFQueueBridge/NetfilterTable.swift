@@ -31,7 +31,7 @@ public final class NetfilterTable {
     /// What the latest transaction of this object has made; nil before the first.
     public private(set) var latestGeneration: UInt32?
 
-    /// What is in the sets at the entrances; nil until somebody has to know, and after a change that has failed.
+    /// What the rules at the entrances depend on; nil until somebody has to know, and after a change that has failed.
     private var entrances: Entrances?
 
     /// Whether the kernel takes a removal of what may not be there; assumed until it refuses one.
@@ -99,17 +99,19 @@ public final class NetfilterTable {
 
     /// Takes note of a change that is about to be made.
     ///
-    /// - Returns: the sets that will have elements, if the change opens or closes one of the entrances, or if it is not certain
-    ///   that the rules there are what they should be.
-    private func entrancesChanged(by change: TableChange) throws(TableError) -> Set<SetName>? {
+    /// - Returns: which entrances will be open, and which have been, nil where it is not certain that the rules are what they
+    ///   should be; nil if the change makes no difference to rules that are certain.
+    private func entrancesChanged(
+        by change: TableChange
+    ) throws(TableError) -> (open: Set<SetName>, before: Set<SetName>?)? {
         guard Entrances.concern(change) || change.renewsEntrances else { return nil }
         // Whoever has changed the table meanwhile may have taken the rules away.
         let isCertain = entrances != nil && !change.renewsEntrances
         if entrances == nil { entrances = try wrap { () throws(NetlinkError) in try readEntrances() } }
-        let before = entrances?.open
+        let before = isCertain ? entrances?.open : nil
         entrances?.apply(change)
-        let after = entrances?.open
-        return isCertain && after == before ? nil : after
+        guard let open = entrances?.open, open != before else { return nil }
+        return (open, before)
     }
 
     private func carryOut(_ change: TableChange) throws(TableError) {
@@ -119,7 +121,7 @@ public final class NetfilterTable {
             + (ruleset.carries ? change.forgotten() : [])
         let added = try change.add.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
         var removals = removed.map(removal)
-        let open = try entrancesChanged(by: change)
+        let entranceChange = try entrancesChanged(by: change)
         // Each step is taken once, so this ends.
         while true {
             var batch = NftBatch(firstSequence: sequence)
@@ -139,10 +141,10 @@ public final class NetfilterTable {
                 origins.append(.addition(index))
             }
             if ruleset.carries, change.forgetsAll || change.endsTranslations { flushCarried(in: &batch) }
-            if let open {
+            if let (open, before) = entranceChange {
                 // The statement that queues is in none of these chains.
                 var encoder = NftRulesetEncoder(ruleset, queueStatement: .native)
-                encoder.writeEntrances(open: open, to: &batch)
+                encoder.writeEntrances(open: open, before: before, to: &batch)
             }
             if batch.messageCount == 1 { return }
 

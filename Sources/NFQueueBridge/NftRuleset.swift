@@ -50,9 +50,11 @@ struct NftRulesetEncoder {
         }
     }
 
-    /// Adds messages that empty the chains at the entrances and fill them as they are to be.
-    mutating func writeEntrances(open: Set<SetName>, to batch: inout NftBatch) {
-        for chain in Ruleset.chains(open: open) {
+    /// Adds messages that empty the chains whose rules depend on the entrances, and fill them as they are to be with `open`; none
+    /// for chains that are as with `before`.
+    mutating func writeEntrances(open: Set<SetName>, before: Set<SetName>?, to batch: inout NftBatch) {
+        let standing = before.map(Ruleset.chains) ?? []
+        for chain in Ruleset.chains(open: open) where !standing.contains(chain) {
             // Without a handle it stands for all rules of the chain (nf_tables_delrule).
             let rules = NftRule(table: ruleset.tableName, chain: chain.name.rawValue)
             unsafe batch.append(NFT_MSG_DELRULE) { unsafe rules.write(to: $0) }

@@ -2,22 +2,31 @@
 
 internal import Wire
 
-/// The addresses in the sets `involved` and `answering`. Every packet of the gateway meets our base chains, and only through
-/// these sets it comes to any other rule. So the rule that looks into one of them stands only while the set has an element:
-/// where nothing is in user space's care, a packet meets two empty chains.
+/// What decides which rules our base chains have. Every packet of the gateway meets these chains, so a rule that could find
+/// nothing is not there.
+///
+/// Only through the sets `involved` and `answering` a packet comes to any other rule. The rule that looks into one of them stands
+/// while the set has an element: where nothing is in user space's care, a packet meets two empty chains. A new connection meets
+/// the two nat chains besides. A rule of theirs stands from the first element of its map on, and then for as long as the table: to
+/// tell that such a map has lost its last one, all its keys would have to be known here too.
 ///
 /// A base chain itself always stands. Unregistering its hook would drop the packets that wait in every queue of the network
 /// namespace (nf_unregister_net_hook → nf_queue_nf_hook_drop); a rule can come and go.
 public struct Entrances: Hashable, Sendable {
+    /// What is in the sets whose last element counts.
     private var addresses: [SetName: Set<IPAddress>] = [:]
+    /// The maps of the nat chains that have, or have had, an element.
+    private var translating: Set<SetName>
 
-    /// With the addresses of those of these elements that are in one of the two sets.
-    public init(_ elements: some Sequence<TableElement>) {
+    /// Of a table with these elements; those of other sets than `SetName.entrances` are passed over. `translating`: maps of the nat
+    /// chains that have elements too.
+    public init(_ elements: some Sequence<TableElement>, translating: Set<SetName> = []) {
+        self.translating = translating
         for element in elements { insert(element) }
     }
 
-    /// The sets that have an element.
-    public var open: Set<SetName> { Set(addresses.keys) }
+    /// The sets and maps that are to be looked into.
+    public var open: Set<SetName> { translating.union(addresses.keys) }
 
     /// Follows a change of the table: removals, then additions.
     public mutating func apply(_ change: TableChange) {
@@ -25,14 +34,18 @@ public struct Entrances: Hashable, Sendable {
         for addition in change.add { insert(addition.element) }
     }
 
-    /// Whether a change has to do with these sets at all.
+    /// Whether a change can make any difference.
     public static func concern(_ change: TableChange) -> Bool {
-        change.remove.contains { place(of: $0) != nil } || change.add.contains { place(of: $0.element) != nil }
+        change.remove.contains { place(of: $0) != nil }
+            || change.add.contains { place(of: $0.element) != nil || $0.element.set.isOfNAT }
     }
 
     private mutating func insert(_ element: TableElement) {
-        guard let (set, address) = Self.place(of: element) else { return }
-        addresses[set, default: []].insert(address)
+        if let (set, address) = Self.place(of: element) {
+            addresses[set, default: []].insert(address)
+        } else if element.set.isOfNAT {
+            translating.insert(element.set)
+        }
     }
 
     private mutating func remove(_ element: TableElement) {
@@ -51,18 +64,58 @@ public struct Entrances: Hashable, Sendable {
 }
 
 extension SetName {
-    /// The sets of `Entrances`.
+    /// The sets that lead to the chains of user space.
     public static let entrances: Set<SetName> = Set(
         AddressFamily.allCases.flatMap { [SetName(.involved, $0), SetName(.answering, $0)] })
+
+    /// The maps that the nat chains look into.
+    public static let ofNAT: Set<SetName> = Set(
+        AddressFamily.allCases.flatMap { family in
+            [Purpose.connection, .client, .service, .source].map { SetName($0, family) }
+        })
+
+    var isOfNAT: Bool {
+        switch purpose {
+        case .connection, .client, .service, .source: true
+        default: false
+        }
+    }
 }
 
 extension Ruleset {
-    /// The chains whose rules depend on which entrances are open, as they are then. All other chains never change.
+    /// The chains whose rules depend on `Entrances.open`, as they are then. All other chains never change.
     public static func chains(open: Set<SetName>) -> [Chain] {
         func families(_ purpose: SetName.Purpose) -> [AddressFamily] {
             AddressFamily.allCases.filter { open.contains(SetName(purpose, $0)) }
         }
-        return [preroutingRaw(families(.involved)), postrouting(families(.answering))]
+        return [
+            preroutingRaw(families(.involved)), preroutingNAT(open), postrouting(families(.answering)),
+            postroutingNAT(open),
+        ]
+    }
+
+    /// Before dstnat (-100): the first chain that translates a new connection decides. Of ours the narrowest binding does.
+    static func preroutingNAT(_ open: Set<SetName>) -> Chain {
+        let lookUps: [(purpose: SetName.Purpose, fields: [PacketField])] = [
+            (.connection, [.saddr, .sport, .daddr, .dport]), (.client, [.saddr, .daddr, .dport]),
+            (.service, [.daddr, .dport]),
+        ]
+        return Chain(
+            .preroutingNAT, hook: BaseHook(.nat, .prerouting, priority: -105),
+            rules: lookUps.flatMap { purpose, fields in
+                AddressFamily.allCases.filter { open.contains(SetName(purpose, $0)) }.map {
+                    [.translateDestination(PacketKey($0, fields), map: SetName(purpose, $0))]
+                }
+            })
+    }
+
+    /// Before everybody else's source NAT (100): the first that translates a connection decides here too.
+    static func postroutingNAT(_ open: Set<SetName>) -> Chain {
+        Chain(
+            .postroutingNAT, hook: BaseHook(.nat, .postrouting, priority: 95),
+            rules: AddressFamily.allCases.filter { open.contains(SetName(.source, $0)) }.map {
+                [.translateSource($0, map: SetName(.source, $0))]
+            })
     }
 
     /// Before conntrack (-200): what is stopped here can neither find nor make an entry. A packet that user space has

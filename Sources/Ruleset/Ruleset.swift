@@ -6,7 +6,7 @@ internal import Wire
 /// from this value, so that the two cannot differ.
 ///
 /// Chains and rules are made once; from then on only elements of sets and maps change, and with the first and last element
-/// of some the rules that look for one (`Entrances`). So the cost per packet and per change does not grow with the number
+/// of some the rules of base chains that look for one (`Entrances`). So the cost per packet and per change does not grow with the number
 /// of sessions, and no change unregisters a hook.
 public struct Ruleset: Hashable, Sendable {
     /// Number of this layout of the table. It changes when elements of an older table would mean something else.
@@ -54,13 +54,7 @@ public struct Ruleset: Hashable, Sendable {
             + families.map { involved($0, options) } + families.map { answering($0, options) }
         return regular + [
             preroutingRaw(families),
-            // Before dstnat (-100): the first chain that translates a new connection decides.
-            Chain(
-                .preroutingNAT, hook: BaseHook(.nat, .prerouting, priority: -105),
-                rules: families.map { [.translateDestination(asSent($0), map: SetName(.connection, $0))] }
-                    + families.map {
-                        [.translateDestination(look($0, .saddr, .daddr, .dport), map: SetName(.client, $0))]
-                    } + families.map { [.translateDestination(look($0, .daddr, .dport), map: SetName(.service, $0))] }),
+            preroutingNAT(SetName.ofNAT),
             // Our own segments, and the RST of chain `guarding`, belong to no connection that the gateway knows.
             // Untracked, they cannot be `ct state invalid` to anybody's firewall, nor change an entry.
             Chain(
@@ -68,10 +62,7 @@ public struct Ruleset: Hashable, Sendable {
                 rules: [[.hasMark(options.mark), .notrack, .accept]]
                     + families.map { [.isIn(asSent($0), set: SetName(.guarded, $0)), .notrack] }),
             postrouting(families),
-            // Before everybody else's source NAT (100): the first that translates a connection decides here too.
-            Chain(
-                .postroutingNAT, hook: BaseHook(.nat, .postrouting, priority: 95),
-                rules: families.map { [.translateSource($0, map: SetName(.source, $0))] }),
+            postroutingNAT(SetName.ofNAT),
         ]
     }
 

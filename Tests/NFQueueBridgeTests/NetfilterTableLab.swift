@@ -75,6 +75,23 @@ enum NetfilterTableLab {
     /// Our table as nft prints it.
     static func listing() throws -> String { try shell("nft list table inet nfqmigd") }
 
+    /// The rules of one of our chains, as nft prints them.
+    static func rules(of chain: ChainName) throws -> [Substring] {
+        rules(of: chain, in: try shell("nft list chain inet nfqmigd \(chain.rawValue)"))
+    }
+
+    /// The names of the maps that the rules of our nat chains look into.
+    static func mapsOfNAT() throws -> Set<String> {
+        let chains: [ChainName] = [.preroutingNAT, .postroutingNAT]
+        return Set(try chains.flatMap(rules).compactMap { $0.split(separator: "@").last.map(String.init) })
+    }
+
+    /// The rules of a chain in the text of a table.
+    static func rules(of chain: ChainName, in text: String) -> [Substring] {
+        text.split(separator: "\n").drop { $0 != "\tchain \(chain.rawValue) {" }.dropFirst().prefix { $0 != "\t}" }
+            .map { $0.drop { $0 == "\t" } }.filter { !$0.isEmpty && !$0.hasPrefix("type ") && !$0.hasPrefix("#") }
+    }
+
     /// The table's text without the one line that not every kernel takes.
     static func withoutQueue(_ text: String) -> String {
         text.split(separator: "\n", omittingEmptySubsequences: false).map { line in

@@ -12,7 +12,7 @@ private typealias Lab = NetfilterTableLab
 struct NetfilterTableTests {
     @Test func `the table made by netlink lists as its text loaded by nft`() throws {
         let text = Ruleset(Lab.options).text()
-        let open = try Lab.everyEntrance()
+        let open = try Lab.everyEntrance() + Lab.everyKind().filter { SetName.ofNAT.contains($0.set) }
         let fromText = try Lab.inNamespace {
             try Lab.nft(Lab.withoutQueue(text))
             return try Lab.listing()
@@ -48,10 +48,7 @@ struct NetfilterTableTests {
                 let open = Entrances(try table.elements()).open
                 for chain in Ruleset.chains(open: open) {
                     let all = ruleset.chains.first { $0.name == chain.name }
-                    let listed = try Lab.shell("nft list chain inet nfqmigd \(chain.name.rawValue)")
-                        .split(separator: "\n").filter {
-                            $0.contains("goto") || $0.contains("accept") && !$0.contains("hook")
-                        }
+                    let listed = try Lab.rules(of: chain.name)
                     #expect(listed.count == chain.rules.count, "\(index): \(listed)")
                     #expect(all?.rules.filter(chain.rules.contains) == chain.rules)
                     for set in open.union(SetName.entrances) {
@@ -73,6 +70,57 @@ struct NetfilterTableTests {
             #expect(try !Lab.shell("nft list chain inet nfqmigd prerouting_raw").contains("goto"))
             try table.apply(TableChange(adding: [involved]))
             #expect(try Lab.shell("nft list chain inet nfqmigd prerouting_raw").contains("goto"))
+        }
+    }
+
+    @Test func `a rule of the nat chains stands from the first element of its map on`() throws {
+        let elements = try Lab.everyKind().filter { SetName.ofNAT.contains($0.set) }
+        #expect(Set(elements.map(\.set)) == SetName.ofNAT)
+        let chains: [ChainName] = [.preroutingNAT, .postroutingNAT]
+        try Lab.inNamespace {
+            var table = try NetfilterTable(Lab.options)
+            _ = try table.establish()
+            #expect(try Lab.mapsOfNAT().isEmpty)
+            var expected: Set<String> = []
+            for element in elements.shuffled() {
+                try table.apply(TableChange(adding: [element]))
+                expected.insert("\(element.set)")
+                #expect(try Lab.mapsOfNAT() == expected)
+            }
+            // In the order of the table's text, whatever came first.
+            for name in chains {
+                let all = Ruleset(Lab.options).chains.first { $0.name == name }
+                #expect(try Lab.rules(of: name).count == all?.rules.count)
+                let order = Lab.rules(of: name, in: Ruleset(Lab.options).text())
+                #expect(try Lab.rules(of: name) == order)
+            }
+            // Which keys a map has nobody counts.
+            let (last, rest) = (elements[0], Array(elements.dropFirst()))
+            try table.apply(TableChange(remove: rest))
+            #expect(try Lab.mapsOfNAT() == expected)
+            // A new owner leaves the rules alone, and looks when it changes something.
+            table = try NetfilterTable(Lab.options)
+            #expect(try table.establish() == .adopted)
+            #expect(try Lab.mapsOfNAT() == expected)
+            try table.apply(TableChange(adding: [try Lab.everyEntrance()[0]]))
+            #expect(try Lab.mapsOfNAT() == ["\(last.set)"])
+            // What another program has taken away comes back with a change that makes certain.
+            try Lab.nft("flush chain inet nfqmigd prerouting_nat; flush chain inet nfqmigd postrouting_nat")
+            table = try NetfilterTable(Lab.options)
+            #expect(try table.establish() == .adopted)
+            var change = TableChange()
+            change.renewsEntrances = true
+            try table.apply(change)
+            #expect(try Lab.mapsOfNAT() == ["\(last.set)"])
+        }
+        // A table that is made with elements has their rules from the first moment.
+        try Lab.inNamespace {
+            _ = try NetfilterTable(Lab.options).establish(carrying: elements.map { .init(element: $0) })
+            #expect(try Lab.mapsOfNAT() == Set(elements.map { "\($0.set)" }))
+        }
+        try Lab.inNamespace {
+            _ = try NetfilterTable(Lab.options).establish(carrying: [.init(element: elements[0])])
+            #expect(try Lab.mapsOfNAT() == ["\(elements[0].set)"])
         }
     }
 
