@@ -6,6 +6,7 @@ public import Wire
 public enum ChainName: String, Hashable, Sendable, CaseIterable {
     case enqueue
     case guarding = "guard"
+    case tracking
     case learn4
     case learn6
     case translateDestination4 = "translate_destination4"
@@ -106,6 +107,8 @@ public enum Statement: Hashable, Sendable {
     case hasMarkBits(UInt32, mask: UInt32)
     /// The packet is TCP.
     case isTCP
+    /// Conntrack has the packet's connection, and it goes the way of that connection's first packet.
+    case isOriginalDirection
     /// The packet is a TCP segment with SYN, whatever other flags it has.
     case hasSYN
     /// The packet is a TCP segment that opens a connection: SYN without ACK, RST or FIN.

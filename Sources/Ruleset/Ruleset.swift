@@ -48,6 +48,9 @@ public struct Ruleset: Hashable, Sendable {
             [
                 Chain(.enqueue, rules: [[.queue(first: options.firstQueue, count: options.queueCount)]]),
                 Chain(.guarding, rules: [[.isTCP, .rejectWithTCPReset]]),
+                // The kernel tracks connections in a network namespace while some rule there looks at conntrack
+                // (nft_ct_get_init → nf_ct_netns_get).
+                Chain(.tracking, rules: [[.isOriginalDirection, .accept]]),
             ]
             + families.map(learn) + families.map { translateDestination($0, options) }
             + families.map { translateSource($0, options) }

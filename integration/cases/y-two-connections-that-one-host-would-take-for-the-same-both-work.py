@@ -217,6 +217,33 @@ def away(case, family):
         stage.healthy(case)
 
 
+def together(case, family):
+    """A drain of D moves, at the same time, the session that came to D and the client's own connection with D, of the very same port,
+    to one endpoint of another host: each gets a name of its own there."""
+    what = "both in one drain, IPv%d" % family
+    ports = range(20020, 20024)
+    with Stage([PORT]) as stage:
+        d, to = address("d", family), address("b", family)
+        for port in ports:
+            stage.open("s%d" % port, "rr", PORT, family, sport=port, think=20)
+            answer, up, _ = stage.moved("s%d" % port, "d", "--datapath", "queue")
+            case.ok(answer.code == DONE and bool(up), "%s: %d is on D" % (what, port), lambda: str(answer))
+            stage.client.open("own%d" % port, "rr", d, PORT, sport=port, think=20)
+        names = ["%s%d" % (name, port) for name in ("s", "own") for port in ports]
+        case.equal([stage.client.stats()[name]["server"] for name in names], ["D"] * len(names), what + ": as are the others")
+        answer = stage.daemon.ctl("drain", d, "--to", to, "--datapath", "queue", "--wait")
+        case.equal(answer.code, DONE, what + ": the drain is done", lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and {stage.client.stats()[name]["server"] for name in names} != {"B"}:
+            time.sleep(0.1)
+        case.equal([stage.client.stats()[name]["server"] for name in names], ["B"] * len(names), what + ": all are on B",
+                   lambda: "%s\n%s" % (stage.client.stats(), stage.daemon.tail()))
+        case.equal([name for name in names if not stage.client.works(name)], [], what + ": and work", stage.daemon.tail)
+        seen = ports_at(stage, "b", family)
+        case.ok(len(seen) == len(names) and len(set(seen)) == len(names), what + ": under as many ports", lambda: str(seen))
+        stage.healthy(case)
+
+
 def wide(case, datapath, family):
     """All connections of the client at once: the kernel finds source ports; user space has none to give, and says so."""
     what = "scope client, %s datapath, IPv%d" % (datapath, family)
@@ -379,7 +406,9 @@ def body(case):
     moved_too(case, "kernel", 4)
     away(case, 4)
     follower(case, 4)
+    together(case, 4)
     if case.full:
+        together(case, 6)
         moved_too(case, "queue", 6)
         displaced(case, 6)
         two_homes(case, 6)
