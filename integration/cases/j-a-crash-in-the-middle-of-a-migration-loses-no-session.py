@@ -61,7 +61,7 @@ def round_trip(case, datapath):
     """Three migrations still stand when the daemon is killed, and the first went to the host that now serves: the new daemon, which
     makes sure of what each has left to do, must not take the connection of today for the one that was moved away."""
     what = "there and back and there, %s datapath" % datapath
-    with Stage([PORT], guard_client=8) as stage:
+    with Stage([PORT]) as stage:
         for name, sport in (("fixed", 20003), ("new", 0)):
             stage.open(name, "rr", PORT, sport=sport, scope="client", think=20)
         for letter in ("b", "return", "b"):
@@ -74,14 +74,13 @@ def round_trip(case, datapath):
         tracked = {entry.original for entry in conntrack(stage.lab) if entry.state == "ESTABLISHED"}
         stage.daemon.kill()
         stage.daemon.start()
-        # As long as the transits stand.
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 3
         while time.monotonic() < deadline:
             works = stage.client.works("fixed"), stage.client.works("new")
             if works != (True, True):
                 break
             time.sleep(0.2)
-        case.equal(works, (True, True), what + ": both work with the new daemon", stage.daemon.tail)
+        case.ok(works == (True, True), what + ": both work with the new daemon", stage.daemon.tail)
         after = {name: (each["server"], each["connections"]) for name, each in stage.client.stats().items()}
         case.equal(after, before, what + ": on the connections that they had")
         now = {entry.original for entry in conntrack(stage.lab) if entry.state == "ESTABLISHED"}
