@@ -15,7 +15,8 @@ public struct Explanation: Codable, Hashable, Sendable {
     public var elements: [String]
     /// The connections that conntrack has between the two.
     public var conntrack: [Entry]
-    /// The fwmark that the first packet of a new connection leaves us with, such as `0x6e6d6967`; nil: its own.
+    /// The fwmark, such as `0x6e600000`, with which packets of a new connection pass our own chains, which take it away again; nil:
+    /// none of ours. What the packets had before they lose with it.
     public var mark: String?
 
     /// One entry of conntrack.

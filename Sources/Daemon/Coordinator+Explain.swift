@@ -42,18 +42,21 @@ extension Coordinator {
         let host = session?.host ?? home
         let elements: [TableElement]
         let entries: [ConnectionEntry]
+        let isCarried: Bool
         do {
             elements = try gateway.table.exists ? Array(gateway.table.elements()) : []
+            isCarried = try client.port != 0 && gateway.table.carries(FourTuple(source: client, destination: home))
             entries = try gateway.conntrack.entries(client: client.address)
         } catch {
             throw Problem(kind: .kernelRefused, detail: "\(error)")
         }
         let met = elements.filter { $0.meets(client, home: home, host: host) }
-        let isBound = session?.binding != nil
         let opening =
             switch session?.binding?.datapath {
             case .kernel?: "It goes to \(host): the kernel translates it."
-            case .queue?: "It goes to \(host): a queue thread rewrites this and every later packet."
+            case .queue? where carriesOn(home):
+                "It goes to \(host): a queue thread judges it, and the kernel carries its connection on by itself."
+            case .queue?: "It goes to \(host): a queue thread judges this and every later packet."
             case nil: "It goes home, untouched by nfqmigd."
             }
         return Explanation(
@@ -65,7 +68,7 @@ extension Coordinator {
                 }
             },
             newConnection: opening,
-            existingConnection: existing(client, home, session, isBound: isBound),
+            existingConnection: existing(client, home, session, isCarried: isCarried),
             elements: met.map { "\($0)" }.sorted(),
             conntrack: entries.filter { entry in
                 entry.isBetween(client, [home, host])
@@ -87,7 +90,12 @@ extension Coordinator {
         return candidates.first { $0.binding != nil } ?? candidates.first
     }
 
-    private func existing(_ client: Endpoint, _ home: Endpoint, _ session: Session?, isBound: Bool) -> String {
+    /// Whether the kernel may carry a connection to this home by itself, once a queue thread has judged its SYN.
+    private func carriesOn(_ home: Endpoint) -> Bool {
+        gateway.table.ruleset.carries && SetName.ofMarks.contains(SetName(.carried, home.address.family))
+    }
+
+    private func existing(_ client: Endpoint, _ home: Endpoint, _ session: Session?, isCarried: Bool) -> String {
         let tuple = FourTuple(source: client, destination: home)
         switch session?.transits[tuple]?.transit {
         case .frozen?: return "It is stopped: the session is being switched."
@@ -99,7 +107,13 @@ extension Coordinator {
         }
         switch session?.binding?.datapath {
         case .kernel?: return "It goes where conntrack's entry says."
-        case .queue?: return "It is rewritten by a queue thread and goes to \(session?.host ?? home)."
+        case .queue?:
+            let host = session?.host ?? home
+            if isCarried { return "The kernel carries it to \(host) by itself: a queue thread has judged its connection." }
+            if carriesOn(home), client.port == 0 {
+                return "The kernel carries it to \(host) by itself, or a queue thread judges it: name a port to know which."
+            }
+            return "A queue thread judges it, and it goes to \(host)."
         case nil: return "It goes where conntrack's entry says, untouched by nfqmigd."
         }
     }

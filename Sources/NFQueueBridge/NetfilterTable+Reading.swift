@@ -3,7 +3,7 @@
 internal import CNetfilter
 internal import Glibc
 public import Ruleset
-internal import Wire
+public import Wire
 
 extension NetfilterTable {
     /// All elements that the kernel holds now; elements whose time-out has passed are not among them. Packets may add replies,
@@ -156,6 +156,35 @@ extension NetfilterTable {
             throw .kernel(error, element: element)
         }
         return isThere
+    }
+
+    /// Whether the kernel carries segments with this four-tuple, as they arrive, by itself: the client's, or its host's. False when
+    /// there is no table.
+    public func carries(_ tuple: FourTuple) throws(NetlinkError) -> Bool {
+        guard ruleset.carries else { return false }
+        for purpose in [SetName.Purpose.carried, .carriedReplies] {
+            guard SetName.ofMarks.contains(SetName(purpose, tuple.source.address.family)),
+                let form = try? ElementForm(tuple, in: purpose, for: .divertConnection(tuple))
+            else { continue }
+            if try hasKey(form) { return true }
+        }
+        return false
+    }
+
+    /// Whether a set or map has this key, with any value; false when there is no table.
+    private func hasKey(_ form: ElementForm) throws(NetlinkError) -> Bool {
+        let request = NftSet(table: ruleset.tableName, name: form.set.description)
+        request.append(NftElement(key: form.key))
+        do throws(NetlinkError) {
+            try unsafe ask(NFT_MSG_GETSETELEM, flags: NLM_F_ACK) {
+                unsafe request.writeElements(to: $0)
+            } read: { _ in
+            }
+        } catch {
+            if error.errno == ENOENT { return false }
+            throw error
+        }
+        return true
     }
 
     /// The generation of nf_tables in this network namespace: every transaction of any program makes the next one.

@@ -151,7 +151,7 @@ struct Explain: AsyncParsableCommand {
         }
         text += "a SYN          \(explanation.newConnection)\n"
         text += "other segments \(explanation.existingConnection)\n"
-        text += "mark           \(explanation.mark ?? "left as it is")\n"
+        text += "mark           \(explanation.mark.map { $0 + ", in our chains only" } ?? "left as it is")\n"
         for element in explanation.elements { text += "element        \(element)\n" }
         for entry in explanation.conntrack {
             text += "conntrack      \(entry.state) \(entry.original), answered \(entry.reply), mark \(entry.mark)\n"

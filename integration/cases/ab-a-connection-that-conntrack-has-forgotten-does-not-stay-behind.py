@@ -12,6 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 
 import tap
 from inspection import conntrack, elements
+from lab import address, endpoint
 from product import DONE
 from stage import Stage
 
@@ -29,6 +30,12 @@ def switched(stage, name):
     return False
 
 
+def explained(stage):
+    """What is said of a segment of session s."""
+    client = endpoint(address("c"), stage.sessions["s"]["sport"])
+    return stage.daemon.ctl("explain", client + "," + stage.home("s"), "--json")["existingConnection"]
+
+
 def one(case, scope):
     what = "scope " + scope
     # Without a stateful firewall: that would stop a segment of which conntrack knows nothing.
@@ -40,9 +47,10 @@ def one(case, scope):
             case.ok(answer.code == DONE and bool(up), "%s: %s is on B" % (what, name), lambda: "%s\n%s" % (answer, stage.daemon.tail()))
             case.ok(stage.client.works(name), "%s: %s works there" % (what, name))
         # Else the case has not seen what it is about.
+        marks = stage.daemon.settings.get("treatment", "mark") == "mark"
         names = {name for name, _, _ in elements(stage.lab)}
-        case.equal("carried4" in names, stage.daemon.settings.get("treatment", "mark") == "mark",
-                   what + ": the kernel carries the connections by itself, or user space does")
+        case.equal("carried4" in names, marks, what + ": the kernel carries the connections by itself, or user space does")
+        case.equal("by itself" in explained(stage), marks, what + ": and the explanation says so")
         # The client acknowledges late what it has last been sent; from any segment conntrack learns the connection anew.
         time.sleep(0.4)
         stage.lab.run("g", "conntrack", "-D", "-p", "tcp", "--dport", str(PORT), check=False)
@@ -51,6 +59,7 @@ def one(case, scope):
         answer, mark = stage.migrate("s", "d", "--datapath", "queue", timeout=20, wait=False)
         case.ok(answer.code == DONE, what + ": B → D is asked for", lambda: str(answer))
         case.ok(switched(stage, "s"), what + ": D serves the session", stage.daemon.tail)
+        case.equal("by itself" in explained(stage), False, what + ": a queue thread judges the next segment")
         stage.client.order(do="ping", id="s")
         up = stage.client.await_up("s", "D", mark, 3)
         case.ok(bool(up), what + ": with its first segment the client is on D",
