@@ -213,8 +213,7 @@ extension Coordinator {
             try gateway.install(change, undoneBy: SessionChange(from: to, to: from))
         } catch {
             guard (try? gateway.table.exists) == false else { throw error }
-            logger.error("the table was deleted by another program; it is made again")
-            _ = try gateway.table.establish(carrying: additions(for: sessions.values))
+            try restoreTable()
             try gateway.install(change, undoneBy: SessionChange(from: to, to: from))
         }
     }
@@ -268,6 +267,7 @@ extension Coordinator {
         scheduleExpiry(of: session, since: old)
         forgetSettled(session.key)
         if session.isDirect { watchDirect() }
+        watchTable()
         if session.binding == nil || old.binding == nil { settleWatches(around: session.key) }
     }
 

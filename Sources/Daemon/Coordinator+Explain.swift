@@ -109,7 +109,9 @@ extension Coordinator {
         case .kernel?: return "It goes where conntrack's entry says."
         case .queue?:
             let host = session?.host ?? home
-            if isCarried { return "The kernel carries it to \(host) by itself: a queue thread has judged its connection." }
+            if isCarried {
+                return "The kernel carries it to \(host) by itself: a queue thread has judged its connection."
+            }
             if carriesOn(home), client.port == 0 {
                 return "The kernel carries it to \(host) by itself, or a queue thread judges it: name a port to know which."
             }

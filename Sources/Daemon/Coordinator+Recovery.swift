@@ -65,6 +65,7 @@ extension Coordinator {
         // Whoever one of them gave way to may have been taken back, or have ended while no daemon was there.
         for session in sessions.values where session.yields { settleWatch(of: session) }
         watchDirect()
+        watchTable()
         scheduleSweep()
         try startWebhooks()
         // What it took to read all that is several times what is left of it.

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A daemon that starts after an orderly end takes the table as it was left, but for what packets and time-outs change; after
-a crash, after a failure to write the journal, and whenever another program has changed anything, it compares everything."""
+a crash, after a failure to write the journal, and whenever another program has changed anything, it compares everything. A
+table that is deleted while a daemon runs is made again by it."""
 
 import os
 import re
@@ -12,7 +13,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
 import tap
-from inspection import elements
+from inspection import elements, table_exists
 from lab import address
 from product import DONE
 from stage import Stage
@@ -34,6 +35,13 @@ def restarted(stage, end, between=lambda: None):
 def standing(stage):
     """The table's elements without their times."""
     return sorted((each[0], re.sub(r'"expires": \d+', "", each[1])) for each in elements(stage.lab))
+
+
+def lasting(stage):
+    """The same without what the kernel carries by itself, and without transits, which end."""
+    if not table_exists(stage.lab):
+        return None
+    return [each for each in standing(stage) if not each[0].startswith(("carried", "divert4", "guard"))]
 
 
 def nft(stage, *words):
@@ -126,6 +134,24 @@ def body(case):
                                                        nft(stage, "delete", "table", "inet", "other")))
         case.equal(found, ("everything", 0, 0), "a change of another table is another program's too")
         case.equal(restarted(stage, daemon.stop)[0], "learnt", "after which the table is known again")
+
+        # A firewall that is reloaded with "flush ruleset" takes our table with it, and nobody asks for anything afterwards.
+        held, mark = lasting(stage), stage.client.mark()
+        forward(stage, 0)
+        nft(stage, "delete", "table", "inet", "nfqmigd")
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline and not table_exists(stage.lab):
+            time.sleep(0.05)
+        again = lasting(stage)
+        forward(stage, 1)
+        case.equal(again, held, "a table that is deleted while a daemon runs is there again soon, with all that it had")
+        case.ok(stage.client.works("s") and stage.client.works("q"), "the sessions work", daemon.tail)
+        case.equal(stage.client.all(lambda event: event["event"] == "down", mark), [], "on their connections")
+        for client in "sq":
+            mark = stage.client.mark()
+            stage.client.cycle(client, 0)
+            case.ok(bool(stage.client.await_up(client, "BD"["sq".index(client)], mark, 5)),
+                    "the next connection of %s goes to its host" % client)
 
         path = os.path.join(daemon.settings["state-directory"], "journal.sqlite")
         database = sqlite3.connect(path, isolation_level=None)
