@@ -113,7 +113,7 @@ extension Coordinator {
                 return "The kernel carries it to \(host) by itself: a queue thread has judged its connection."
             }
             if carriesOn(home), client.port == 0 {
-                return "The kernel carries it to \(host) by itself, or a queue thread judges it: name a port to know which."
+                return "The kernel carries it to \(host), or a queue thread judges it: name the client's port to know."
             }
             return "A queue thread judges it, and it goes to \(host)."
         case nil: return "It goes where conntrack's entry says, untouched by nfqmigd."
