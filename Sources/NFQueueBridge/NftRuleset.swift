@@ -42,19 +42,23 @@ struct NftRulesetEncoder {
         unsafe batch.append(NFT_MSG_NEWTABLE, flags: NLM_F_CREATE | NLM_F_EXCL) { unsafe table.write(to: $0) }
         for set in ruleset.sets { write(set, to: &batch) }
         // All chains before the first rule: rules name chains.
-        for chain in ruleset.chains { write(chain, to: &batch) }
         let entrances = Ruleset.chains(open: open)
-        for chain in ruleset.chains {
-            let chain = entrances.first { $0.name == chain.name } ?? chain
+        let chains = ruleset.chains.compactMap { chain in
+            entrances.first { $0.name == chain.name } ?? (ChainName.ofNAT.contains(chain.name) ? nil : chain)
+        }
+        for chain in chains { write(chain, to: &batch) }
+        for chain in chains {
             for rule in chain.rules { write(rule, of: chain.name, in: ruleset.tableName, to: &batch) }
         }
     }
 
-    /// Adds messages that empty the chains whose rules depend on the entrances, and fill them as they are to be with `open`; none
-    /// for chains that are as with `before`.
+    /// Adds messages that make the chains that depend on the entrances, where they are missing, empty them, and fill them as they are
+    /// to be with `open`; none for chains that are as with `before`.
     mutating func writeEntrances(open: Set<SetName>, before: Set<SetName>?, to batch: inout NftBatch) {
         let standing = before.map(Ruleset.chains) ?? []
         for chain in Ruleset.chains(open: open) where !standing.contains(chain) {
+            // Of one that is there only what it is would be changed.
+            if ChainName.ofNAT.contains(chain.name) { write(chain, to: &batch) }
             // Without a handle it stands for all rules of the chain (nf_tables_delrule).
             let rules = NftRule(table: ruleset.tableName, chain: chain.name.rawValue)
             unsafe batch.append(NFT_MSG_DELRULE) { unsafe rules.write(to: $0) }

@@ -61,6 +61,11 @@ public struct BaseHook: Hashable, Sendable {
     }
 }
 
+extension ChainName {
+    /// Chains that are made when a rule of theirs is first needed.
+    public static let ofNAT: Set<ChainName> = [.preroutingNAT, .postroutingNAT]
+}
+
 /// A chain with its rules. The policy of a base chain is accept.
 public struct Chain: Hashable, Sendable {
     public let name: ChainName

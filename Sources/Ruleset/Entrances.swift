@@ -6,11 +6,12 @@ internal import Wire
 /// nothing is not there.
 ///
 /// Only through the sets `involved` and `answering` a packet comes to any other rule. The rule that looks into one of them stands
-/// while the set has an element: where nothing is in user space's care, a packet meets two empty chains. A new connection meets
-/// the two nat chains besides. A rule of theirs stands from the first element of its map on, and then for as long as the table: to
-/// tell that such a map has lost its last one, all its keys would have to be known here too.
+/// while the set has an element: where nothing is in user space's care, a packet meets two empty chains. The two nat chains, which
+/// make every new connection one that might be translated, and every packet ask whether it is, come with the first element of a map
+/// that they look into, and a rule with the first of its own. They stay for as long as the table: to tell that such a map has lost its
+/// last element, all its keys would have to be known here too.
 ///
-/// A base chain itself always stands. Unregistering its hook would drop the packets that wait in every queue of the network
+/// No base chain ever goes. Unregistering its hook would drop the packets that wait in every queue of the network
 /// namespace (nf_unregister_net_hook → nf_queue_nf_hook_drop); a rule can come and go.
 public struct Entrances: Hashable, Sendable {
     /// What is in the sets whose last element counts.
@@ -83,15 +84,14 @@ extension SetName {
 }
 
 extension Ruleset {
-    /// The chains whose rules depend on `Entrances.open`, as they are then. All other chains never change.
+    /// The chains that depend on `Entrances.open`, as they are then; the nat chains are not among them where they need not be there.
+    /// All other chains never change.
     public static func chains(open: Set<SetName>) -> [Chain] {
         func families(_ purpose: SetName.Purpose) -> [AddressFamily] {
             AddressFamily.allCases.filter { open.contains(SetName(purpose, $0)) }
         }
-        return [
-            preroutingRaw(families(.involved)), preroutingNAT(open), postrouting(families(.answering)),
-            postroutingNAT(open),
-        ]
+        return [preroutingRaw(families(.involved)), postrouting(families(.answering))]
+            + (open.isDisjoint(with: SetName.ofNAT) ? [] : [preroutingNAT(open), postroutingNAT(open)])
     }
 
     /// Before dstnat (-100): the first chain that translates a new connection decides. Of ours the narrowest binding does.

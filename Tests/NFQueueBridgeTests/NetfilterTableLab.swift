@@ -75,10 +75,8 @@ enum NetfilterTableLab {
     /// Our table as nft prints it.
     static func listing() throws -> String { try shell("nft list table inet nfqmigd") }
 
-    /// The rules of one of our chains, as nft prints them.
-    static func rules(of chain: ChainName) throws -> [Substring] {
-        rules(of: chain, in: try shell("nft list chain inet nfqmigd \(chain.rawValue)"))
-    }
+    /// The rules of one of our chains, as nft prints them; none where there is no such chain.
+    static func rules(of chain: ChainName) throws -> [Substring] { rules(of: chain, in: try listing()) }
 
     /// The names of the maps that the rules of our nat chains look into.
     static func mapsOfNAT() throws -> Set<String> {

@@ -73,7 +73,7 @@ struct NetfilterTableTests {
         }
     }
 
-    @Test func `a rule of the nat chains stands from the first element of its map on`() throws {
+    @Test func `the nat chains come with the first element of a map of theirs and its rule with it`() throws {
         let elements = try Lab.everyKind().filter { SetName.ofNAT.contains($0.set) }
         #expect(Set(elements.map(\.set)) == SetName.ofNAT)
         let chains: [ChainName] = [.preroutingNAT, .postroutingNAT]
@@ -81,6 +81,7 @@ struct NetfilterTableTests {
             var table = try NetfilterTable(Lab.options)
             _ = try table.establish()
             #expect(try Lab.mapsOfNAT().isEmpty)
+            #expect(try !Lab.listing().contains("type nat hook"))
             var expected: Set<String> = []
             for element in elements.shuffled() {
                 try table.apply(TableChange(adding: [element]))
