@@ -267,7 +267,6 @@ extension Coordinator {
         scheduleExpiry(of: session, since: old)
         forgetSettled(session.key)
         if session.isDirect { watchDirect() }
-        watchTable()
         if session.binding == nil || old.binding == nil { settleWatches(around: session.key) }
     }
 

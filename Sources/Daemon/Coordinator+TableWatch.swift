@@ -3,22 +3,22 @@
 internal import Logging
 internal import Migration
 internal import NFQueueBridge
+internal import Ruleset
 
-// Reloading a firewall that begins with `flush ruleset` deletes every table of the namespace, ours too. From then on new connections of
-// sessions go home, and segments that user space should rewrite go as they are.
+// Reloading a firewall that begins with `flush ruleset` deletes every table of the namespace, ours too, or puts an old state of it in
+// its place. From then on new connections of sessions go home, and segments that user space should rewrite go as they are; and
+// without another rule that wants it, the kernel tracks no connection any more.
 extension Coordinator {
-    /// How long that can last, in nanoseconds. A look is one question to the kernel; while there is no session none is needed.
-    /// (nf_tables would tell, but of every element of each of our own changes too.)
+    /// How long that can last, in nanoseconds. A look is one question to the kernel while nobody else changes nf_tables. (The kernel
+    /// would tell by itself, but of every element of each of our own changes too.)
     private static let lookInterval: UInt64 = 1_000_000_000
 
-    /// Sees to it that the table is looked for as long as there are sessions.
+    /// Looks after the table from now on.
     func watchTable() {
-        guard tableTimer == nil, sessions.count > 0, !isStopping else { return }
-        tableTimer = loop.schedule(at: EventLoop.now + Self.lookInterval) {
-            self.tableTimer = nil
-            guard !self.isStopping, self.sessions.count > 0 else { return }
+        loop.schedule(at: EventLoop.now + Self.lookInterval) {
+            if self.isStopping { return }
             do {
-                if try !self.gateway.table.exists { try self.restoreTable() }
+                try self.lookAfterTable()
             } catch {
                 self.logger.error("\(error)")
             }
@@ -26,12 +26,24 @@ extension Coordinator {
         }
     }
 
-    /// Makes a table again that somebody has deleted, with everything that belongs into it.
+    private func lookAfterTable() throws {
+        switch try gateway.table.condition() {
+        case .whole: break
+        case .entrancesChanged:
+            logger.error("another program has taken rules out of the table; they are written again")
+            var change = TableChange()
+            change.renewsEntrances = true
+            try gateway.table.apply(change)
+        case .lost: try restoreTable()
+        }
+    }
+
+    /// Makes the table again, which somebody has deleted or changed, with everything that belongs into it.
     func restoreTable() throws {
         logger.error(
-            "the table was deleted by another program; it is made again",
+            "the table was deleted or changed by another program; it is made again",
             metadata: ["sessions": "\(sessions.count)"])
-        _ = try gateway.table.establish(carrying: additions(for: sessions.values))
+        _ = try gateway.table.establish(carrying: additions(for: sessions.values), anew: true)
         // What packets have taught it is lost, but for what sessions have heard of.
         mayHaveForgotten = mayHaveForgotten || sessions.values.contains { $0.binding?.datapath == .queue }
     }

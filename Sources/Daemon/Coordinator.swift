@@ -61,8 +61,6 @@ actor Coordinator {
     var hasObserved = false
     /// Observations that full rings had lost when the kernel's table was asked instead.
     var knownOverflows: UInt64 = 0
-    /// When the table will be looked for again.
-    var tableTimer: UInt64?
     /// Whether the table was made while there were sessions that user space carries, and when it was last asked.
     var mayHaveForgotten = false
     var askedTable: UInt64 = 0

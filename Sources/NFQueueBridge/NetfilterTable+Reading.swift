@@ -201,22 +201,36 @@ extension NetfilterTable {
     /// A table of our name, if there is one.
     func readTable() throws(NetlinkError) -> FoundTable? {
         let request = NftTable(name: ruleset.tableName)
-        var comment: String?
-        var isThere = false
+        var found: FoundTable?
         do throws(NetlinkError) {
             try unsafe ask(NFT_MSG_GETTABLE, flags: NLM_F_ACK) {
                 unsafe request.write(to: $0)
             } read: { message in
                 let table = NftTable()
                 guard unsafe table.read(message) else { return }
-                isThere = true
-                comment = table.comment
+                found = FoundTable(number: table.number, comment: table.comment)
             }
         } catch {
             if error.errno == ENOENT { return nil }
             throw error
         }
-        return isThere ? FoundTable(comment: comment) : nil
+        return found
+    }
+
+    /// How many rules each chain of the table has; chains without any are missing.
+    func countRules() throws(NetlinkError) -> [String: Int] {
+        let request = NftRule(table: ruleset.tableName)
+        var counts: [String: Int] = [:]
+        try unsafe dump(NFT_MSG_GETRULE) {
+            unsafe request.write(to: $0)
+        } restart: {
+            counts = [:]
+        } read: { message in
+            let rule = NftRule()
+            guard unsafe rule.read(message), let chain = rule.chain else { return }
+            counts[chain, default: 0] += 1
+        }
+        return counts
     }
 
     /// How the table in the kernel queues packets.
@@ -301,6 +315,8 @@ extension NetfilterTable {
 
 /// A table that is in the kernel.
 struct FoundTable {
+    /// The kernel's own number of it; no other has ever had the same.
+    let number: UInt64
     /// What it says of itself, if anything.
     let comment: String?
 }

@@ -31,8 +31,13 @@ public final class NetfilterTable {
     /// What the latest transaction of this object has made; nil before the first.
     public private(set) var latestGeneration: UInt32?
 
+    /// The kernel's own number of the table that was made or adopted; nil when it is to be read.
+    var number: UInt64?
+    /// The generation in which all of the table's rules have been there; nil when that is not known.
+    var wholeGeneration: UInt32?
+
     /// What the rules at the entrances depend on; nil until somebody has to know, and after a change that has failed.
-    private var entrances: Entrances?
+    private(set) var entrances: Entrances?
 
     /// Whether the kernel takes a removal of what may not be there; assumed until it refuses one.
     private var canDestroy: Bool
@@ -55,17 +60,20 @@ public final class NetfilterTable {
     /// Makes sure that the table is in the kernel, in one transaction; leaves it alone if the same table is there
     /// already. The queue statement is nf_tables' own where the kernel has it, and else the xt target.
     ///
-    /// - Parameter additions: elements that a created or replaced table has from the first moment. An adopted table
-    ///   does not get them.
+    /// - Parameters:
+    ///   - additions: elements that a created or replaced table has from the first moment. An adopted table does not get them.
+    ///   - anew: whether to replace the same table, too.
     /// - Throws: `TableError`; then nothing has changed. EPERM: the capability CAP_NET_ADMIN is missing.
     public func establish(
-        carrying elements: @autoclosure () -> [TableChange.Addition] = []
+        carrying elements: @autoclosure () -> [TableChange.Addition] = [], anew: Bool = false
     ) throws(TableError) -> Establishment {
         var attempts = 0
         while true {
             attempts += 1
             let found = try wrap { () throws(NetlinkError) in try readTable() }
-            if let found, found.comment == ruleset.comment {
+            if let found, found.comment == ruleset.comment, !anew {
+                number = found.number
+                wholeGeneration = nil
                 queueStatement = try wrap { () throws(NetlinkError) in try readQueueStatement() }
                 entrances = nil
                 return .adopted
@@ -73,7 +81,9 @@ public final class NetfilterTable {
             let additions = elements()
             // Another program may make or delete the table between our look and our transaction.
             if try create(replacing: found != nil, additions, mayRepeat: attempts < 5) {
+                number = (try? readTable())?.number
                 guard let found else { return .created }
+                if anew { return .replaced(reason: "it was to be made anew") }
                 let name = found.comment.map { "“\($0)”" } ?? "no comment"
                 return .replaced(
                     reason: "the table \(ruleset.tableName) had \(name) where this version writes “\(ruleset.comment)”")
@@ -89,6 +99,12 @@ public final class NetfilterTable {
     public func apply(_ change: TableChange) throws(TableError) {
         do throws(TableError) {
             try carryOut(change)
+            if entrances == nil, Entrances.concern(change) {
+                // Somebody else has changed nf_tables, and perhaps those very rules that this change relies on.
+                var renewal = TableChange()
+                renewal.renewsEntrances = true
+                try carryOut(renewal)
+            }
         } catch {
             // The caller wanted something else than what is there.
             generation = nil
@@ -249,6 +265,7 @@ public final class NetfilterTable {
             guard let failure = failures.first else {
                 queueStatement = statement
                 self.entrances = entrances
+                wholeGeneration = latestGeneration
                 return true
             }
             // The first message is the deletion or the creation of the table.
@@ -336,6 +353,9 @@ public final class NetfilterTable {
                 // Anybody else's transaction since the last of ours shows as a gap.
                 if let known = generation, next != NetfilterTable.generation(after: known) { generation = nil }
                 if let known = latestGeneration, next != NetfilterTable.generation(after: known) { entrances = nil }
+                if let known = wholeGeneration, next == NetfilterTable.generation(after: known) {
+                    wholeGeneration = next
+                }
                 if generation != nil { generation = next }
                 latestGeneration = next
             }

@@ -39,6 +39,9 @@ struct NftTable: ~Copyable {
         unsafe nftnl_table_get_str(handle, UInt16(NFTNL_TABLE_NAME.rawValue)).map { unsafe String(cString: $0) }
     }
 
+    /// The kernel's own number of the table.
+    var number: UInt64 { unsafe nftnl_table_get_u64(handle, UInt16(NFTNL_TABLE_HANDLE.rawValue)) }
+
     var comment: String? {
         var length: UInt32 = 0
         guard
@@ -134,10 +137,11 @@ struct NftRule: ~Copyable {
 
     init() { unsafe handle = allocated(nftnl_rule_alloc()) }
 
-    init(table: String, chain: String) {
+    /// One of a chain, or, in a request, of any chain of the table.
+    init(table: String, chain: String? = nil) {
         unsafe handle = allocated(nftnl_rule_alloc())
         _ = unsafe nftnl_rule_set_str(handle, UInt16(NFTNL_RULE_TABLE.rawValue), table)
-        _ = unsafe nftnl_rule_set_str(handle, UInt16(NFTNL_RULE_CHAIN.rawValue), chain)
+        if let chain { _ = unsafe nftnl_rule_set_str(handle, UInt16(NFTNL_RULE_CHAIN.rawValue), chain) }
         unsafe nftnl_rule_set_u32(handle, UInt16(NFTNL_RULE_FAMILY.rawValue), UInt32(NFPROTO_INET))
     }
 
@@ -151,6 +155,10 @@ struct NftRule: ~Copyable {
 
     /// Whether `message` is a rule and has been read.
     func read(_ message: UnsafePointer<nlmsghdr>) -> Bool { unsafe nftnl_rule_nlmsg_parse(message, handle) >= 0 }
+
+    var chain: String? {
+        unsafe nftnl_rule_get_str(handle, UInt16(NFTNL_RULE_CHAIN.rawValue)).map { unsafe String(cString: $0) }
+    }
 
     /// The names of its expressions.
     var expressionNames: [String] {

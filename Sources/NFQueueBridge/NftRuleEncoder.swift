@@ -35,12 +35,6 @@ struct NftRuleEncoder {
             compare(octets(bits), to: rule)
         case .isTCP:
             require(protocol: UInt8(IPPROTO_TCP), to: rule)
-        case .isOriginalDirection:
-            let expression = NftExpression("ct")
-            expression.set(NFTNL_EXPR_CT_KEY, UInt32(NFT_CT_DIRECTION.rawValue))
-            expression.set(NFTNL_EXPR_CT_DREG, Self.firstRegister)
-            rule.append(expression)
-            compare([UInt8(IP_CT_DIR_ORIGINAL.rawValue)], to: rule)
         case .hasSYN:
             require(protocol: UInt8(IPPROTO_TCP), to: rule)
             load(base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: 13, length: 1, into: Self.firstRegister, to: rule)

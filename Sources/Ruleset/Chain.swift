@@ -112,8 +112,6 @@ public enum Statement: Hashable, Sendable {
     case hasMarkBits(UInt32, mask: UInt32)
     /// The packet is TCP.
     case isTCP
-    /// Conntrack has the packet's connection, and it goes the way of that connection's first packet.
-    case isOriginalDirection
     /// The packet is a TCP segment with SYN, whatever other flags it has.
     case hasSYN
     /// The packet is a TCP segment that opens a connection: SYN without ACK, RST or FIN.

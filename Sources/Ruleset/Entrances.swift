@@ -8,8 +8,8 @@ internal import Wire
 /// Only through the sets `involved` and `answering` a packet comes to any other rule. The rule that looks into one of them stands
 /// while the set has an element: where nothing is in user space's care, a packet meets two empty chains. The two nat chains, which
 /// make every new connection one that might be translated, and every packet ask whether it is, come with the first element of a map
-/// that they look into, and a rule with the first of its own. They stay for as long as the table: to tell that such a map has lost its
-/// last element, all its keys would have to be known here too.
+/// that they look into, and a rule with the first of its own. Nobody notices the last one go: for that, all keys of such a map would have
+/// to be known here too. Whoever writes the rules without knowing what they were may leave out those whose maps are empty then.
 ///
 /// No base chain ever goes. Unregistering its hook would drop the packets that wait in every queue of the network
 /// namespace (nf_unregister_net_hook → nf_queue_nf_hook_drop); a rule can come and go.
@@ -19,8 +19,8 @@ public struct Entrances: Hashable, Sendable {
     /// The maps of the nat chains that have, or have had, an element.
     private var translating: Set<SetName>
 
-    /// Of a table with these elements; those of other sets than `SetName.entrances` are passed over. `translating`: maps of the nat
-    /// chains that have elements too.
+    /// Of a table with these elements; those of other sets than `SetName.entrances` and `SetName.ofNAT` are passed over.
+    /// `translating`: maps of the nat chains that have elements besides.
     public init(_ elements: some Sequence<TableElement>, translating: Set<SetName> = []) {
         self.translating = translating
         for element in elements { insert(element) }
@@ -72,11 +72,15 @@ extension SetName {
     /// The maps that the nat chains look into.
     public static let ofNAT: Set<SetName> = Set(
         AddressFamily.allCases.flatMap { family in
-            [Purpose.connection, .client, .service, .source].map { SetName($0, family) }
+            Purpose.allCases.filter(\.isOfNAT).map { SetName($0, family) }
         })
 
-    var isOfNAT: Bool {
-        switch purpose {
+    var isOfNAT: Bool { purpose.isOfNAT }
+}
+
+extension SetName.Purpose {
+    fileprivate var isOfNAT: Bool {
+        switch self {
         case .connection, .client, .service, .source: true
         default: false
         }

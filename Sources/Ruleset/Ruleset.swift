@@ -48,9 +48,11 @@ public struct Ruleset: Hashable, Sendable {
             [
                 Chain(.enqueue, rules: [[.queue(first: options.firstQueue, count: options.queueCount)]]),
                 Chain(.guarding, rules: [[.isTCP, .rejectWithTCPReset]]),
-                // The kernel tracks connections in a network namespace while some rule there looks at conntrack
-                // (nft_ct_get_init → nf_ct_netns_get).
-                Chain(.tracking, rules: [[.isOriginalDirection, .accept]]),
+                // The kernel tracks connections in a network namespace while some rule there has to do with them
+                // (nft_nat_init → nf_ct_netns_get). And one that cannot translate says so when the table is made.
+                Chain(
+                    .tracking,
+                    rules: families.map { [.translateDestination(asSent($0), map: SetName(.connection, $0))] }),
             ]
             + families.map(learn) + families.map { translateDestination($0, options) }
             + families.map { translateSource($0, options) }

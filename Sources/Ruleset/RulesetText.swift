@@ -82,7 +82,6 @@ extension Statement {
                 ? "meta mark \(hexadecimal(bits))/\(mask.nonzeroBitCount)"
                 : "meta mark & \(hexadecimal(mask)) == \(hexadecimal(bits))"
         case .isTCP: "meta l4proto tcp"
-        case .isOriginalDirection: "ct direction original"
         case .hasSYN: "tcp flags syn"
         case .isSYN: "tcp flags syn / fin,syn,rst,ack"
         case .isICMPError(let family):

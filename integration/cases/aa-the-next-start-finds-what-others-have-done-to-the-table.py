@@ -153,6 +153,19 @@ def body(case):
             case.ok(bool(stage.client.await_up(client, "BD"["sq".index(client)], mark, 5)),
                     "the next connection of %s goes to its host" % client)
 
+        # It may also take rules only; a migration that needs them at once brings them back, and nothing else has to.
+        for name, wait in (("t", 0), (None, 2.5)):
+            nft(stage, "flush", "chain", "inet", "nfqmigd", "prerouting_nat")
+            time.sleep(wait)
+            if name:
+                stage.open(name, "rr", PORT, sport=41002)
+                answer, up, _ = stage.moved(name, "b", "--datapath", "kernel")
+                case.ok(answer.code == DONE and bool(up), "a session is moved by rules that were taken out", lambda: str(answer))
+            rules = stage.lab.run("g", "nft", "list", "chain", "inet", "nfqmigd", "prerouting_nat").stdout
+            case.ok("map @connection4" in rules, "which are there again", rules)
+        stage.moved("t", "return")
+        stage.client.close("t")
+
         path = os.path.join(daemon.settings["state-directory"], "journal.sqlite")
         database = sqlite3.connect(path, isolation_level=None)
         database.execute("BEGIN IMMEDIATE")

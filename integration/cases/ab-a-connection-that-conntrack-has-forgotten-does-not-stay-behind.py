@@ -11,7 +11,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
 import tap
-from inspection import conntrack, elements
+from inspection import conntrack, elements, table_exists
 from lab import address, endpoint
 from product import DONE
 from stage import Stage
@@ -69,7 +69,22 @@ def one(case, scope):
         stage.healthy(case)
 
 
+def tracked(case):
+    """With the table goes the one rule that makes the kernel track connections here: also where nothing has moved yet it comes back."""
+    with Stage([PORT], lab={"firewall": False}) as stage:
+        stage.lab.run("g", "nft", "flush", "ruleset")
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline and not table_exists(stage.lab):
+            time.sleep(0.05)
+        stage.open("s", "idle", PORT, sport=20001)
+        answer, up, _ = stage.moved("s", "b")
+        case.ok(answer.code == DONE and bool(up), "after a flush of all rules connections are tracked and move",
+                lambda: "%s\n%s" % (answer, stage.daemon.tail()))
+        stage.healthy(case)
+
+
 def body(case):
+    tracked(case)
     for scope in ("client", "connection", "service"):
         one(case, scope)
 
