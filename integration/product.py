@@ -145,7 +145,7 @@ class Daemon:
         self.lab.stop(self.child)
 
     def remove(self):
-        return self.lab.run("g", program("nfqmigd"), "remove", check=False)
+        return self.lab.run("g", program("nfqmigd"), "remove", "--config", self.config, check=False)
 
     def tail(self, lines=40):
         try:

@@ -55,13 +55,16 @@ struct ControlSocket {
         guard status.st_mode & S_IFMT == S_IFSOCK else {
             throw SystemError(operation: .controlSocket, errno: EEXIST, path: path)
         }
+        if isAnswered(path) { throw AnotherDaemon(path: path) }
+        unsafe unlink(path)
+    }
+
+    /// Whether somebody answers on the socket of this path.
+    static func isAnswered(_ path: String) -> Bool {
         let probe = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
         defer { close(probe) }
         // EAGAIN: it listens, and its backlog is full.
-        if unsafe withAddress(path, { unsafe connect(probe, $0, $1) }) == 0 || errno == EAGAIN {
-            throw AnotherDaemon(path: path)
-        }
-        unsafe unlink(path)
+        return unsafe withAddress(path, { unsafe connect(probe, $0, $1) }) == 0 || errno == EAGAIN
     }
 
     private static func identity(of path: String) throws(SystemError) -> (device: dev_t, inode: ino_t) {
@@ -93,6 +96,13 @@ struct ControlSocket {
             }
         }
     }
+}
+
+/// The table cannot be removed while a daemon runs, which would make it again.
+struct DaemonRuns: Error, Hashable, Sendable, CustomStringConvertible {
+    let path: String
+
+    var description: String { "A daemon runs and answers on \(path): stop it first, or it makes the table again." }
 }
 
 /// Somebody already answers on the control socket.

@@ -63,9 +63,10 @@ public enum Daemon {
         Ruleset(Gateway.rulesetOptions(configuration)).text()
     }
 
-    /// Removes the table. Sessions that have moved are cut.
+    /// Removes the table. Sessions that have moved are cut. Refused while a daemon answers on the configured socket.
     public static func removeTable(_ configuration: Configuration) throws -> Bool {
         try requireCapabilities()
+        if ControlSocket.isAnswered(configuration.socket) { throw DaemonRuns(path: configuration.socket) }
         let table = try NetfilterTable(Gateway.rulesetOptions(configuration))
         guard try table.exists else { return false }
         try table.remove()

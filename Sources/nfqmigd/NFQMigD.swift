@@ -128,7 +128,7 @@ struct Check: ParsableCommand {
 
 struct Remove: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Remove the daemon's table from the kernel. Sessions that have moved are cut.")
+        abstract: "Remove the table of a daemon that has been stopped. Sessions that have moved are cut.")
 
     @OptionGroup var settings: Settings
 

@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 
 import tap
 from capture import Capture
-from inspection import ruleset_of_others, sockets
+from inspection import ruleset_of_others, sockets, table_exists
 from lab import address
 from stage import Stage, captures
 
@@ -59,6 +59,9 @@ def body(case):
             one(case, stage, port, *row)
         case.equal(ruleset_of_others(stage.lab), before, "the rules of others are octet for octet what they were")
         stage.clean(case)
+        refused = stage.daemon.remove()
+        case.ok(refused.returncode != 0 and "stop it first" in refused.stderr and table_exists(stage.lab),
+                "nfqmigd remove refuses while a daemon runs", refused.stderr)
         stage.daemon.stop()
         removed = stage.daemon.remove()
         case.equal(removed.returncode, 0, "nfqmigd remove removes our table")
