@@ -86,8 +86,9 @@ class Stage:
                 return left
             time.sleep(0.25)
 
-    def leftover_connections(self, patience=8):
-        """ESTABLISHED conntrack entries without sockets after `patience` seconds at most."""
+    def leftover_connections(self, patience=12):
+        """ESTABLISHED conntrack entries without sockets after `patience` seconds at most. One that has seen a RST whose number it did
+        not expect says so for ten seconds."""
         deadline = time.monotonic() + patience
         while True:
             stale = stale_entries(self.lab, self.ports)

@@ -22,12 +22,10 @@ extension NetfilterTable {
         guard let found = try readTable(), found.comment == ruleset.comment, number == nil || found.number == number
         else { return .lost }
         number = found.number
-        let counts = try countRules()
-        let atEntrances = Ruleset.chains(open: entrances?.open ?? [])
-        func isAsItWas(_ chain: Chain) -> Bool { counts[chain.name.rawValue, default: 0] == chain.rules.count }
+        let rules = try readRules()
         let changing = Set(Ruleset.chains(open: SetName.entrances.union(SetName.ofNAT)).map(\.name))
-        guard ruleset.chains.allSatisfy({ changing.contains($0.name) || isAsItWas($0) }) else { return .lost }
-        guard entrances == nil || atEntrances.allSatisfy(isAsItWas) else { return .entrancesChanged }
+        guard ruleset.chains.allSatisfy({ changing.contains($0.name) || rules.agree(with: $0) }) else { return .lost }
+        if let open = entrances?.open, !Ruleset.chains(open: open).allSatisfy(rules.agree) { return .entrancesChanged }
         wholeGeneration = generation
         return .whole
     }

@@ -217,20 +217,20 @@ extension NetfilterTable {
         return found
     }
 
-    /// How many rules each chain of the table has; chains without any are missing.
-    func countRules() throws(NetlinkError) -> [String: Int] {
+    /// What the rules of each chain of the table look keys up in: no two rules of ours that do so differ in nothing else.
+    func readRules() throws(NetlinkError) -> FoundRules {
         let request = NftRule(table: ruleset.tableName)
-        var counts: [String: Int] = [:]
+        var found = FoundRules()
         try unsafe dump(NFT_MSG_GETRULE) {
             unsafe request.write(to: $0)
         } restart: {
-            counts = [:]
+            found = FoundRules()
         } read: { message in
             let rule = NftRule()
             guard unsafe rule.read(message), let chain = rule.chain else { return }
-            counts[chain, default: 0] += 1
+            found.sets[chain, default: []].append(rule.lookedUpSets)
         }
-        return counts
+        return found
     }
 
     /// How the table in the kernel queues packets.
@@ -310,6 +310,17 @@ extension NetfilterTable {
             return isEnough()
         }
         return isConsistent
+    }
+}
+
+/// The rules of a table that is in the kernel.
+struct FoundRules {
+    /// By the names of chains, for each of its rules the sets and maps that it looks keys up in. Chains without rules are missing.
+    var sets: [String: [[String]]] = [:]
+
+    /// Whether a chain is as it is to be, as far as that can be told.
+    func agree(with chain: Chain) -> Bool {
+        sets[chain.name.rawValue] ?? [] == chain.rules.map { $0.compactMap(\.lookedUp).map(\.description) }
     }
 }
 

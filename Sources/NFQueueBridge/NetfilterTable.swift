@@ -115,19 +115,21 @@ public final class NetfilterTable {
 
     /// Takes note of a change that is about to be made.
     ///
-    /// - Returns: which entrances will be open, and which have been, nil where it is not certain that the rules are what they
-    ///   should be; nil if the change makes no difference to rules that are certain.
-    private func entrancesChanged(
-        by change: TableChange
-    ) throws(TableError) -> (open: Set<SetName>, before: Set<SetName>?)? {
-        guard Entrances.concern(change) || change.renewsEntrances else { return nil }
+    /// - Returns: the chains that are to be written with it, since their rules will be others, or are not what they should be.
+    private func chainsChanged(by change: TableChange) throws(TableError) -> [Chain] {
+        guard Entrances.concern(change) || change.renewsEntrances else { return [] }
         // Whoever has changed the table meanwhile may have taken the rules away.
         let isCertain = entrances != nil && !change.renewsEntrances
         if entrances == nil { entrances = try wrap { () throws(NetlinkError) in try readEntrances() } }
-        let before = isCertain ? entrances?.open : nil
+        let before = entrances?.open
         entrances?.apply(change)
-        guard let open = entrances?.open, open != before else { return nil }
-        return (open, before)
+        guard let open = entrances?.open, open != before || !isCertain else { return [] }
+        if isCertain, let before {
+            let standing = Ruleset.chains(open: before)
+            return Ruleset.chains(open: open).filter { !standing.contains($0) }
+        }
+        let found = try wrap { () throws(NetlinkError) in try readRules() }
+        return Ruleset.chains(open: open).filter { !found.agree(with: $0) }
     }
 
     private func carryOut(_ change: TableChange) throws(TableError) {
@@ -137,7 +139,7 @@ public final class NetfilterTable {
             + (ruleset.carries ? change.forgotten() : [])
         let added = try change.add.map { (addition) throws(TableError) in try TableError.form(of: addition.element) }
         var removals = removed.map(removal)
-        let entranceChange = try entrancesChanged(by: change)
+        let chains = try chainsChanged(by: change)
         // Each step is taken once, so this ends.
         while true {
             var batch = NftBatch(firstSequence: sequence)
@@ -157,10 +159,10 @@ public final class NetfilterTable {
                 origins.append(.addition(index))
             }
             if ruleset.carries, change.forgetsAll || change.endsTranslations { flushCarried(in: &batch) }
-            if let (open, before) = entranceChange {
+            if !chains.isEmpty {
                 // The statement that queues is in none of these chains.
                 var encoder = NftRulesetEncoder(ruleset, queueStatement: .native)
-                encoder.writeEntrances(open: open, before: before, to: &batch)
+                encoder.writeAnew(chains, to: &batch)
             }
             if batch.messageCount == 1 { return }
 

@@ -161,16 +161,26 @@ struct NftRule: ~Copyable {
     }
 
     /// The names of its expressions.
-    var expressionNames: [String] {
+    var expressionNames: [String] { strings { expression, _ in expression } }
+
+    /// The names of the sets and maps that it looks keys up in, without those that have none of their own.
+    var lookedUpSets: [String] {
+        strings { name, attribute in name == "lookup" ? attribute(NFTNL_EXPR_LOOKUP_SET) : nil }
+            .filter { !$0.hasPrefix("__") }
+    }
+
+    /// What `body` makes of the name of each expression, and of attributes that are strings.
+    private func strings(_ body: (String, (Int) -> String?) -> String?) -> [String] {
         guard let iterator = unsafe nftnl_expr_iter_create(handle) else { return [] }
         defer { unsafe nftnl_expr_iter_destroy(iterator) }
-        var names: [String] = []
+        var strings: [String] = []
         while let expression = unsafe nftnl_expr_iter_next(iterator) {
-            if let name = unsafe nftnl_expr_get_str(expression, UInt16(NFTNL_EXPR_NAME)) {
-                unsafe names.append(String(cString: name))
+            func attribute(_ number: Int) -> String? {
+                unsafe nftnl_expr_get_str(expression, UInt16(number)).map { unsafe String(cString: $0) }
             }
+            if let name = attribute(Int(NFTNL_EXPR_NAME)), let string = body(name, attribute) { strings.append(string) }
         }
-        return names
+        return strings
     }
 }
 

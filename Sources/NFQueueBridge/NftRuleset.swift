@@ -52,13 +52,10 @@ struct NftRulesetEncoder {
         }
     }
 
-    /// Adds messages that make the chains that depend on the entrances, where they are missing, empty them, and fill them as they are
-    /// to be with `open`; none for chains that are as with `before`.
-    mutating func writeEntrances(open: Set<SetName>, before: Set<SetName>?, to batch: inout NftBatch) {
-        let standing = before.map(Ruleset.chains) ?? []
-        for chain in Ruleset.chains(open: open) where !standing.contains(chain) {
-            // Of one that is there only what it is would be changed.
-            if ChainName.ofNAT.contains(chain.name) { write(chain, to: &batch) }
+    /// Adds messages that make these chains, where they are missing, empty them, and fill them.
+    mutating func writeAnew(_ chains: [Chain], to batch: inout NftBatch) {
+        for chain in chains {
+            write(chain, to: &batch)
             // Without a handle it stands for all rules of the chain (nf_tables_delrule).
             let rules = NftRule(table: ruleset.tableName, chain: chain.name.rawValue)
             unsafe batch.append(NFT_MSG_DELRULE) { unsafe rules.write(to: $0) }

@@ -153,6 +153,16 @@ public enum Statement: Hashable, Sendable {
     /// Drops the segment and answers it with a RST (RFC 9293 section 3.10.7.1).
     case rejectWithTCPReset
 
+    /// The set or map that it looks a key up in, if it does.
+    public var lookedUp: SetName? {
+        switch self {
+        case .isIn(_, let set), .recall(_, let set), .translateDestination(_, let set), .translateSource(_, let set),
+            .setField(_, _, let set):
+            set
+        default: nil
+        }
+    }
+
     /// The types of ICMP errors: destination unreachable, time exceeded, parameter problem; for ICMPv6 also packet too
     /// big. The numbers, ascending, with nft's names.
     public static func icmpErrorTypes(_ family: AddressFamily) -> [(type: UInt8, keyword: String)] {

@@ -81,7 +81,7 @@ public struct TableChange: Sendable, Equatable {
     public var forget: Set<FourTuple> = []
     /// The same for all of them.
     public var forgetsAll = false
-    /// The rules at the entrances are written anew, whether or not they should be there already.
+    /// The rules at the entrances are looked at, and written anew where they are not what they should be.
     public var renewsEntrances = false
 
     public init(remove: [TableElement] = [], add: [Addition] = []) {
