@@ -116,6 +116,7 @@ def main():
     elif missing():
         sys.exit(missing())
     else:
+        chosen(options.parts, dict.fromkeys(control.PARTS), "part")
         result = {"machine": meter.machine(), "commit": commit(), "date": str(datetime.date.today()),
                   "seconds": options.seconds, "rounds": options.rounds, "offload": options.offload}
         if options.only != "control":

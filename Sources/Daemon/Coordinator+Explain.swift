@@ -54,7 +54,7 @@ extension Coordinator {
         let opening =
             switch session?.binding?.datapath {
             case .kernel?: "It goes to \(host): the kernel translates it."
-            case .queue? where carriesOn(home):
+            case .queue? where gateway.table.ruleset.carries(home.address.family):
                 "It goes to \(host): a queue thread judges it, and the kernel carries its connection on by itself."
             case .queue?: "It goes to \(host): a queue thread judges this and every later packet."
             case nil: "It goes home, untouched by nfqmigd."
@@ -90,11 +90,6 @@ extension Coordinator {
         return candidates.first { $0.binding != nil } ?? candidates.first
     }
 
-    /// Whether the kernel may carry a connection to this home by itself, once a queue thread has judged its SYN.
-    private func carriesOn(_ home: Endpoint) -> Bool {
-        gateway.table.ruleset.carries && SetName.ofMarks.contains(SetName(.carried, home.address.family))
-    }
-
     private func existing(_ client: Endpoint, _ home: Endpoint, _ session: Session?, isCarried: Bool) -> String {
         let tuple = FourTuple(source: client, destination: home)
         switch session?.transits[tuple]?.transit {
@@ -112,7 +107,7 @@ extension Coordinator {
             if isCarried {
                 return "The kernel carries it to \(host) by itself: a queue thread has judged its connection."
             }
-            if carriesOn(home), client.port == 0 {
+            if client.port == 0, gateway.table.ruleset.carries(home.address.family) {
                 return "The kernel carries it to \(host), or a queue thread judges it: name the client's port to know."
             }
             return "A queue thread judges it, and it goes to \(host)."

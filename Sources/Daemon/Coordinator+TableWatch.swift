@@ -31,9 +31,7 @@ extension Coordinator {
         case .whole: break
         case .entrancesChanged:
             logger.error("another program has taken rules out of the table; they are written again")
-            var change = TableChange()
-            change.renewsEntrances = true
-            try gateway.table.apply(change)
+            try gateway.table.apply(.renewalOfEntrances)
         case .lost: try restoreTable()
         }
     }

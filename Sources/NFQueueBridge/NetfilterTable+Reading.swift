@@ -140,13 +140,9 @@ extension NetfilterTable {
     /// - Throws: `TableError`; ENOENT when there is no table.
     public func holds(_ element: TableElement) throws(TableError) -> Bool {
         let form = try TableError.form(of: element)
-        let request = NftSet(table: ruleset.tableName, name: form.set.description)
-        request.append(NftElement(key: form.key))
         var isThere = false
         do throws(NetlinkError) {
-            try unsafe ask(NFT_MSG_GETSETELEM, flags: NLM_F_ACK) {
-                unsafe request.writeElements(to: $0)
-            } read: { message in
+            try unsafe ask(for: form) { message in
                 unsafe Self.forEachElement(in: message, of: form.set) { found, _ in
                     if found == element { isThere = true }
                 }
@@ -161,11 +157,9 @@ extension NetfilterTable {
     /// Whether the kernel carries segments with this four-tuple, as they arrive, by itself: the client's, or its host's. False when
     /// there is no table.
     public func carries(_ tuple: FourTuple) throws(NetlinkError) -> Bool {
-        guard ruleset.carries else { return false }
+        guard ruleset.carries(tuple.source.address.family) else { return false }
         for purpose in [SetName.Purpose.carried, .carriedReplies] {
-            guard SetName.ofMarks.contains(SetName(purpose, tuple.source.address.family)),
-                let form = try? ElementForm(tuple, in: purpose, for: .divertConnection(tuple))
-            else { continue }
+            guard let form = try? ElementForm(tuple, in: purpose, for: .divertConnection(tuple)) else { continue }
             if try hasKey(form) { return true }
         }
         return false
@@ -173,18 +167,21 @@ extension NetfilterTable {
 
     /// Whether a set or map has this key, with any value; false when there is no table.
     private func hasKey(_ form: ElementForm) throws(NetlinkError) -> Bool {
-        let request = NftSet(table: ruleset.tableName, name: form.set.description)
-        request.append(NftElement(key: form.key))
         do throws(NetlinkError) {
-            try unsafe ask(NFT_MSG_GETSETELEM, flags: NLM_F_ACK) {
-                unsafe request.writeElements(to: $0)
-            } read: { _ in
-            }
+            try unsafe ask(for: form) { _ in }
         } catch {
             if error.errno == ENOENT { return false }
             throw error
         }
         return true
+    }
+
+    /// Asks for the element with this key. ENOENT: there is none, or no table.
+    private func ask(for form: ElementForm, read: (UnsafePointer<nlmsghdr>) -> Void) throws(NetlinkError) {
+        let request = NftSet(table: ruleset.tableName, name: form.set.description)
+        request.append(NftElement(key: form.key))
+        try unsafe ask(
+            NFT_MSG_GETSETELEM, flags: NLM_F_ACK, write: { unsafe request.writeElements(to: $0) }, read: read)
     }
 
     /// The generation of nf_tables in this network namespace: every transaction of any program makes the next one.

@@ -101,9 +101,7 @@ public final class NetfilterTable {
             try carryOut(change)
             if entrances == nil, Entrances.concern(change) {
                 // Somebody else has changed nf_tables, and perhaps those very rules that this change relies on.
-                var renewal = TableChange()
-                renewal.renewsEntrances = true
-                try carryOut(renewal)
+                try carryOut(.renewalOfEntrances)
             }
         } catch {
             // The caller wanted something else than what is there.

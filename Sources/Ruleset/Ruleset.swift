@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-internal import Wire
+public import Wire
 
 /// The whole of our nftables table as one value. It is printed as nft text (`text()`) and encoded as netlink messages
 /// from this value, so that the two cannot differ.
@@ -160,6 +160,11 @@ public struct Ruleset: Hashable, Sendable {
 
     // What the kernel carries by itself. A SYN, in either direction, is always user space's, and the kernel has nothing left
     // of the connection that had this four-tuple before when it learns from it.
+
+    /// Whether it does so for connections of this family.
+    public func carries(_ family: AddressFamily) -> Bool {
+        carries && SetName.ofMarks.contains(SetName(.carried, family))
+    }
 
     private static func carries(_ purpose: SetName.Purpose, _ family: AddressFamily, _ options: RulesetOptions) -> Bool
     {

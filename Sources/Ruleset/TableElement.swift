@@ -94,6 +94,13 @@ public struct TableChange: Sendable, Equatable {
         self.init(add: elements.map { Addition(element: $0, lifetime: lifetime) })
     }
 
+    /// Nothing but that.
+    public static var renewalOfEntrances: TableChange {
+        var change = TableChange()
+        change.renewsEntrances = true
+        return change
+    }
+
     public var isEmpty: Bool { remove.isEmpty && add.isEmpty && forget.isEmpty && !forgetsAll && !renewsEntrances }
 }
 
